@@ -1,0 +1,108 @@
+// comm/arena.h: the shared memory of one launch: what every rank says of itself, and the windows
+// that carry tensors between ranks.
+//
+// One anonymous memfd, made by the launcher, inherited by every rank, mapped at any address:
+//
+//   LaunchState                      one cache line: abort flag, world size
+//   RankState[world]                 one line group per rank: doorbell, published activity, failure
+//   Window[world][world][2]          window (receiver, sender): two slots, each a header and rows
+//
+// Exactly one process writes each byte: a rank its own RankState (the doorbell word excepted, which
+// anybody may ring) and the window slots (r, me) of every receiver r; the receiver writes the
+// `consumed` count of the windows (me, s). Pages are allocated when touched.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "base/memory.h"
+
+namespace troupe::comm {
+
+enum class Stage : uint32_t { kStarting, kLoading, kIdle, kPrefill, kDecode, kDraft, kStopping };
+const char* stage_name(Stage stage);  // "starting", "loading weights", "idle", "prefill", ...
+
+enum class Operation : uint32_t {
+  kNone, kBarrier, kBroadcast, kAllGather, kReduceScatter, kAllReduce, kAllToAll, kAllToAllV,
+  kDispatch, kCombine,
+};
+const char* operation_name(Operation operation);  // "barrier", "all_gather", "dispatch", ...
+
+// What a rank is doing now: written by that rank alone with relaxed stores, read by anybody for
+// reports. No consistency between the fields is promised.
+struct Activity {
+  std::atomic<Stage> stage;
+  std::atomic<uint64_t> step;        // 0 before the first
+  std::atomic<int32_t> layer;        // -1 outside layers
+  std::atomic<Operation> operation;  // the collective it is in, kNone outside
+  std::atomic<uint32_t> group;       // id of that collective's process group
+  std::atomic<uint64_t> sequence;    // number of that collective in its group
+  std::atomic<int32_t> waiting_for;  // world rank that has not arrived, -1 none
+  std::atomic<int64_t> since_ns;     // CLOCK_MONOTONIC at the last change of operation
+};
+
+// The same as plain values.
+struct ActivitySnapshot {
+  Stage stage{};
+  uint64_t step = 0;
+  int32_t layer = -1;
+  Operation operation{};
+  uint32_t group = 0;
+  uint64_t sequence = 0;
+  int32_t waiting_for = -1;
+  int64_t since_ns = 0;
+};
+
+inline constexpr size_t kFailureTextBytes = 512;
+
+struct ArenaShape {
+  int world_size = 1;
+  size_t comm_buffer_bytes = size_t{16} << 20;  // the windows of one receiving rank, all peers together
+  size_t slot_bytes() const;                    // payload of one slot: a multiple of 64
+  size_t bytes() const;                         // of the whole arena
+};
+
+class Arena {
+ public:
+  // Launcher: makes the memory. Throws UserError when comm_buffer_bytes gives slots under 4 KiB,
+  // naming runtime_config.comm_buffer_mb and the value that would do.
+  static Arena create(const ArenaShape& shape);
+  // Rank: maps the inherited descriptor and checks its size against `shape`.
+  static Arena attach(Fd fd, const ArenaShape& shape);
+
+  int fd() const { return fd_.get(); }
+  const ArenaShape& shape() const { return shape_; }
+
+  // True once the launch is ending: every wait ends with RankError at once.
+  bool aborted() const;
+  // Sets the flag and wakes every rank that waits.
+  void abort();
+
+  Activity& activity(int rank) const;
+  ActivitySnapshot snapshot(int rank) const;
+
+  // The first error a rank met, for the launcher to read after the rank's death. Only `rank` itself
+  // publishes; longer texts are cut. failure() is empty if there is none.
+  void publish_failure(int rank, const std::string& text) const;
+  std::string failure(int rank) const;
+
+  // The layout, for the rest of comm.
+  struct Slot;
+  struct Window;
+  struct RankState;
+  RankState& rank_state(int rank) const;
+  Window& window(int receiver, int sender) const;
+
+ private:
+  Arena(Fd fd, const ArenaShape& shape);
+  Fd fd_;
+  ArenaShape shape_;
+  Mapping mapping_;
+};
+
+// One line for reports: "decode step 14, layer 3, dispatch of group 0 (#421), waiting for rank 2".
+std::string describe(const ActivitySnapshot& snapshot);
+
+}  // namespace troupe::comm

@@ -1,0 +1,53 @@
+// layers/kv_cache.h: the paged cache of MLA latents.
+//
+// A row is one position of one layer: the normed latent, then the rotated shared key:
+//   [kv_lora_rank + qk_rope_head_dim] elements of the cache type
+// A sequence's rows lie in blocks of block_size positions; its block table names them in order, the
+// same blocks in every layer. Positions are absolute: writing a position again replaces it, which
+// is how speculative tokens are rolled back.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "base/bf16.h"
+#include "base/matrix.h"
+
+namespace troupe::layers {
+
+enum class KvType : uint8_t { kF32, kBf16 };
+
+struct KvCacheShape {
+  int num_layers = 0;
+  int64_t num_blocks = 0;
+  int block_size = 0;  // positions
+  int64_t width = 0;   // kv_lora_rank + qk_rope_head_dim
+  KvType type = KvType::kBf16;
+
+  size_t row_bytes() const { return width * (type == KvType::kF32 ? sizeof(float) : sizeof(Bf16)); }
+  size_t block_bytes() const { return block_size * row_bytes(); }       // of one layer
+  size_t layer_bytes() const { return num_blocks * block_bytes(); }
+  size_t bytes() const { return num_layers * layer_bytes(); }
+};
+
+// A view of cache memory ([num_layers][num_blocks][block_size][width]) that somebody else owns.
+class KvCache {
+ public:
+  KvCache() = default;
+  KvCache(const KvCacheShape& shape, std::byte* memory) : shape_(shape), memory_(memory) {}
+
+  const KvCacheShape& shape() const { return shape_; }
+  std::byte* block(int layer, int64_t block) const;
+
+  // Stores row [width] (rounded to the cache's type) at `position` of the sequence whose block
+  // table is given. The table must reach that far.
+  void write(int layer, std::span<const int32_t> block_table, int64_t position,
+             std::span<const float> row) const;
+
+ private:
+  KvCacheShape shape_;
+  std::byte* memory_ = nullptr;
+};
+
+}  // namespace troupe::layers

@@ -1,0 +1,43 @@
+// layers/sampler.h: from logits to a token.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace troupe::layers {
+
+struct SamplingParams {
+  float temperature = 0;  // 0: greedy
+  int32_t top_k = 0;      // 0: all
+  float top_p = 1;        // 1: all
+  uint64_t seed = 0;
+  uint32_t choice = 0;    // which of several answers to one request
+};
+
+// The index of the largest logit; of equal ones the lowest.
+int32_t argmax(std::span<const float> logits);
+
+// log softmax(logits)[token], sums in fp64.
+double log_probability(std::span<const float> logits, int32_t token);
+
+// One number in [0, 1), a pure function of its arguments (Philox4x32-10, Salmon et al. 2011): the
+// same position of the same request always draws the same number, whatever ran beside it.
+double uniform(uint64_t seed, uint32_t choice, uint64_t position);
+
+class Sampler {
+ public:
+  explicit Sampler(int64_t vocab_size);
+
+  // The token for absolute position `position`. Greedy at temperature 0. Otherwise: tokens by
+  // falling logit (ties: lower id first), the first top_k of them, of those the shortest prefix
+  // whose probability reaches top_p (never empty), renormalised, inverted at uniform(...).
+  // Does not allocate.
+  int32_t sample(std::span<const float> logits, const SamplingParams& params, uint64_t position);
+
+ private:
+  std::vector<int32_t> order_;        // [vocab]
+  std::vector<double> probability_;   // [vocab]
+};
+
+}  // namespace troupe::layers

@@ -1,0 +1,18 @@
+// layers/swiglu.h: the gated unit of the MLPs (Shazeer, 2020).
+#pragma once
+
+#include "base/matrix.h"
+#include "layers/linear.h"
+
+namespace troupe::layers {
+
+// out[t][i] = round(silu(gate) * up), gate = gate_up[t][i], up = gate_up[t][width + i],
+// silu(x) = x / (1 + exp(-x)), exp as in layers/simd.h on every path.
+//   gate_up [tokens, 2 width]   out [tokens, width]
+void swiglu(Matrix<const float> gate_up, Matrix<float> out, Rounding rounding);
+
+namespace reference {
+void swiglu(Matrix<const float> gate_up, Matrix<float> out, Rounding rounding);
+}
+
+}  // namespace troupe::layers
