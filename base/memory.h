@@ -29,10 +29,13 @@ class Mapping {
   enum class Access { kReadOnly, kReadWrite };
 
   Mapping() = default;
-  // Maps [0, bytes) of `fd`, shared. Throws std::runtime_error with the errno text.
-  Mapping(int fd, size_t bytes, Access access);
-  // Private zeroed memory, on huge pages where the system allows (MADV_HUGEPAGE).
-  static Mapping anonymous(size_t bytes);
+  // Maps [offset, offset + bytes) of `fd`, shared; offset is a multiple of the page size. Throws
+  // std::runtime_error with the errno text.
+  Mapping(int fd, size_t bytes, Access access, size_t offset = 0);
+  // Private zeroed memory. kHuge asks for huge pages (MADV_HUGEPAGE): faster to stream, but the
+  // memory then grows in steps of 2 MiB; a system without them gives normal ones.
+  enum class Pages { kNormal, kHuge };
+  static Mapping anonymous(size_t bytes, Pages pages = Pages::kNormal);
 
   Mapping(Mapping&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}

@@ -3,13 +3,15 @@
 //
 // One anonymous memfd, made by the launcher, inherited by every rank, mapped at any address:
 //
-//   LaunchState                      one cache line: abort flag, world size
+//   LaunchState                      one cache line: abort flag, first failed rank, shape
 //   RankState[world]                 one line group per rank: doorbell, published activity, failure
-//   Window[world][world][2]          window (receiver, sender): two slots, each a header and rows
+//   Window[world][world]             window (receiver, sender): two counts, two slot headers
+//   payload[world][world][2]         the rows of those slots, slot_bytes() each
 //
-// Exactly one process writes each byte: a rank its own RankState (the doorbell word excepted, which
+// Exactly one process writes each byte: a rank its own RankState (the doorbell line excepted, which
 // anybody may ring) and the window slots (r, me) of every receiver r; the receiver writes the
-// `consumed` count of the windows (me, s). Pages are allocated when touched.
+// `consumed` count of the windows (me, s). Pages are allocated when touched. The structs are drawn
+// in comm/arena_layout.h.
 #pragma once
 
 #include <atomic>
@@ -25,8 +27,16 @@ enum class Stage : uint32_t { kStarting, kLoading, kIdle, kPrefill, kDecode, kDr
 const char* stage_name(Stage stage);  // "starting", "loading weights", "idle", "prefill", ...
 
 enum class Operation : uint32_t {
-  kNone, kBarrier, kBroadcast, kAllGather, kReduceScatter, kAllReduce, kAllToAll, kAllToAllV,
-  kDispatch, kCombine,
+  kNone,
+  kBarrier,
+  kBroadcast,
+  kAllGather,
+  kReduceScatter,
+  kAllReduce,
+  kAllToAll,
+  kAllToAllV,
+  kDispatch,
+  kCombine,
 };
 const char* operation_name(Operation operation);  // "barrier", "all_gather", "dispatch", ...
 
@@ -59,9 +69,10 @@ inline constexpr size_t kFailureTextBytes = 512;
 
 struct ArenaShape {
   int world_size = 1;
-  size_t comm_buffer_bytes = size_t{16} << 20;  // the windows of one receiving rank, all peers together
-  size_t slot_bytes() const;                    // payload of one slot: a multiple of 64
-  size_t bytes() const;                         // of the whole arena
+  size_t comm_buffer_bytes = size_t{16}
+                             << 20;  // the windows of one receiving rank, all peers together
+  size_t slot_bytes() const;         // payload of one slot: a multiple of 64
+  size_t bytes() const;              // of the whole arena
 };
 
 class Arena {
@@ -84,19 +95,27 @@ class Arena {
   ActivitySnapshot snapshot(int rank) const;
 
   // The first error a rank met, for the launcher to read after the rank's death. Only `rank` itself
-  // publishes; longer texts are cut. failure() is empty if there is none.
+  // publishes; longer texts are cut, later ones ignored; every rank that waits is woken and fails
+  // too. failure() is empty if there is none.
   void publish_failure(int rank, const std::string& text) const;
   std::string failure(int rank) const;
+  // The rank that published a failure before all others, -1 while there is none.
+  int first_failed_rank() const;
 
   // The layout, for the rest of comm.
   struct Slot;
   struct Window;
   struct RankState;
+  struct LaunchState;
   RankState& rank_state(int rank) const;
   Window& window(int receiver, int sender) const;
+  std::byte* payload(int receiver, int sender, int slot) const;  // slot_bytes(), 64-byte aligned
 
  private:
   Arena(Fd fd, const ArenaShape& shape);
+  LaunchState& launch_state() const;
+  void wake_all() const;
+
   Fd fd_;
   ArenaShape shape_;
   Mapping mapping_;
@@ -104,5 +123,7 @@ class Arena {
 
 // One line for reports: "decode step 14, layer 3, dispatch of group 0 (#421), waiting for rank 2".
 std::string describe(const ActivitySnapshot& snapshot);
+std::string describe_place(const ActivitySnapshot& snapshot);  // its "decode step 14, layer 3"
+std::string describe_call(Operation operation, uint32_t group, uint64_t sequence);
 
 }  // namespace troupe::comm

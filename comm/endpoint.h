@@ -2,8 +2,8 @@
 //
 // One ROUTER in the launcher, one DEALER per rank, on an ipc socket in the abstract namespace of
 // Linux ("ipc://@troupe-<128 random bits>"): it has no name in any file system, so nothing is left
-// behind however a process dies; connections of another user id are refused by the socket. Messages are
-// bytes to this folder; actors/ verifies and reads them.
+// behind however a process dies; connections of another user id are refused by the socket. Messages
+// are bytes to this folder; actors/ verifies and reads them.
 #pragma once
 
 #include <chrono>
@@ -18,7 +18,7 @@
 namespace troupe::comm {
 
 struct ReceivedMessage {
-  int from_rank = -1;             // launcher side: who sent it; rank side: -1
+  int from_rank = -1;               // launcher side: who sent it; rank side: -1
   std::span<const std::byte> body;  // 16-byte aligned; valid until the next receive
 };
 
@@ -30,7 +30,7 @@ class LauncherEndpoint {
 
   const std::string& address() const { return address_; }
   // Readable when a message may have arrived (edge-triggered, as ZMQ_FD is: call receive until it
-  // returns nothing before polling again).
+  // returns nothing before polling again, also after a send, which may swallow the edge).
   int poll_fd() const;
 
   // Never blocks. Throws RankError if `rank` has not connected.

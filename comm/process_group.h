@@ -1,7 +1,8 @@
 // comm/process_group.h: an ordered list of ranks that communicate together, and its collectives.
 //
 // Rules, all collectives:
-// - Every rank of the group calls the same collectives in the same order with matching arguments.
+// - Every rank of the group calls the same collectives in the same order with matching arguments;
+//   ranks that share several groups call the collectives of all of them in one order.
 //   A call that differs (kind, sequence number, size) is detected by whoever reads the header and
 //   is a RankError on every rank, naming both calls; it is never hung on.
 // - Buffers belong to the call until it returns (or until wait() returns, for start_*).
@@ -19,6 +20,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "base/bf16.h"
@@ -26,11 +28,16 @@
 
 namespace troupe::comm {
 
+class Transfer;       // a collective on its way (comm/transfer.h)
+class TransferQueue;  // all those of this rank, and its channels
+
 // A rank's access to the arena: who it is, how long it waits, what it has sent. One per process
-// (tests: one per thread).
+// (tests: one per thread), used by one thread at a time; outlives its groups. After a RankError
+// every later collective of this rank is a RankError too.
 class Communicator {
  public:
   Communicator(Arena& arena, int world_rank, std::chrono::milliseconds timeout);
+  ~Communicator();
 
   int world_rank() const { return world_rank_; }
   int world_size() const { return arena_.shape().world_size; }
@@ -47,42 +54,66 @@ class Communicator {
 
   // Returns when ready() is true. Spins briefly when cores >= ranks, else yields a few times, then
   // sleeps on the doorbell, which peers ring after every publication. `for_rank` is who is waited
-  // for, for the error. Throws RankError on deadline, abort or the peer's failure.
-  void wait_until(const std::function<bool()>& ready, int for_rank);
+  // for, for the error. Throws RankError on deadline, abort or any rank's failure.
+  // What ready() reads and what peers publish must be sequentially consistent atomics, else a ring
+  // can be missed and costs a tenth of a second. kThatRank sleeps through the rings of others: of
+  // n missing ranks one wakes for about log n arrivals, not for all.
+  enum class WakeOn { kAnyRank, kThatRank };
+  void wait_until(const std::function<bool()>& ready, int for_rank,
+                  WakeOn wake_on = WakeOn::kAnyRank);
   void ring(int world_rank) const;  // wakes a rank that sleeps in wait_until
 
+  // For the rest of comm. Between enter and leave, Activity shows the collective.
+  void enter_collective(Operation operation, uint32_t group, uint64_t sequence) const;
+  void leave_collective() const;
+  // "rank 1: all_gather of group 0 (#7), decode step 14: <what>".
+  std::string error_text(const std::string& what) const;
+  // Publishes that text as this rank's failure, so that all ranks end, and throws it as RankError.
+  [[noreturn]] void fail(const std::string& what) const;
+  TransferQueue& transfers() const { return *transfers_; }
+
  private:
+  void sleep_until(const std::function<bool()>& ready, int for_rank, WakeOn wake_on, int64_t start);
+  void throw_if_world_ended() const;
+  std::string timeout_text(int for_rank) const;
+
   Arena& arena_;
   int world_rank_;
   std::chrono::milliseconds timeout_;
   bool spin_;
   uint64_t bytes_sent_ = 0;
   int64_t wait_ns_ = 0;
+  std::unique_ptr<TransferQueue> transfers_;
 };
 
 enum class DataType : uint8_t { kBytes, kF32, kBf16, kInt8 };
 size_t element_size(DataType type);
 
 // Several collectives of one group may be in flight (at most two); wait in the order of start.
+// Does not outlive its group. One destroyed before wait() leaves the rank unable to communicate:
+// its buffers may be gone.
 class Pending {
  public:
   Pending() = default;
-  Pending(Pending&&) noexcept = default;
-  Pending& operator=(Pending&&) noexcept = default;
+  Pending(Pending&& other) noexcept;
+  Pending& operator=(Pending&& other) noexcept;
+  ~Pending();
   // Returns when the collective is complete on this rank. Calling it again does nothing.
   void wait();
 
  private:
   friend class ProcessGroup;
-  explicit Pending(std::function<void()> finish) : finish_(std::move(finish)) {}
-  std::function<void()> finish_;
+  Pending(Transfer& transfer, uint64_t sequence) : transfer_(&transfer), sequence_(sequence) {}
+  Transfer* transfer_ = nullptr;
+  uint64_t sequence_ = 0;
 };
 
 class ProcessGroup {
  public:
-  // ranks: world ranks in group order, containing communicator.world_rank(). `id` is the same on all
-  // members and unlike that of any other group with an equal member.
+  // ranks: world ranks in group order, containing communicator.world_rank(). `id` is the same on
+  // all members and unlike that of any other group with an equal member.
   ProcessGroup(Communicator& communicator, uint32_t id, std::vector<int> ranks);
+  ~ProcessGroup();
 
   int size() const { return static_cast<int>(ranks_.size()); }
   int rank() const { return rank_; }  // of this process within the group
@@ -118,11 +149,25 @@ class ProcessGroup {
 
  private:
   friend class MoeExchange;
+  Transfer& begin(Operation operation, DataType element);
+  void run(Transfer& transfer);
+  Pending start(Transfer& transfer);
+  Transfer& begin_all_gather(std::span<const std::byte> in, std::span<std::byte> out);
+  Transfer& begin_all_to_all_v(std::span<const std::byte> in, std::span<std::byte> out,
+                               const VCounts& counts);
+  template <class T>
+  Transfer& begin_reduce_scatter(std::span<const T> data, std::span<T> out);
+  template <class T>
+  Transfer& begin_all_reduce(std::span<T> data);
+
   Communicator& communicator_;
   uint32_t id_;
   std::vector<int> ranks_;
   int rank_;
   uint64_t next_sequence_ = 1;
+  // The other group ranks, shuffled: who waits for them in this order meets few that come next.
+  std::vector<int> peer_order_;
+  std::vector<std::unique_ptr<Transfer>> transfers_;
 };
 
 }  // namespace troupe::comm

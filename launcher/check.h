@@ -5,6 +5,7 @@
 
 #include "launcher/config.h"
 #include "model/model_config.h"
+#include "model/weights.h"
 
 namespace troupe::launcher {
 
@@ -13,13 +14,17 @@ struct RankMemory {
   size_t private_weights = 0;
   size_t shared_weights = 0;  // once per machine
   size_t kv_cache = 0;
-  size_t windows = 0;         // comm_buffer_mb, touched only when used
-  size_t workspace = 0;       // activations, an estimate
+  size_t windows = 0;    // comm_buffer_mb, touched only when used
+  size_t workspace = 0;  // activations, an estimate
 };
 
-// The layout as a table: sizes and derived groups, experts and heads per rank, memory per rank and in
-// all, the machine's memory, and what `run` would refuse. UserError as read_config and ParallelLayout.
-// With `fit` not fitting this machine is a UserError with the numbers.
+// What the configuration asks of the weights; for `run` as well. Random weights take
+// data_config.seed.
+model::WeightOptions weight_options(const Config& config);
+
+// The layout as a table: sizes and derived groups, experts and heads per rank, memory per rank and
+// in all, the machine's memory, and what `run` would refuse. UserError as read_config and
+// ParallelLayout. With `fit` not fitting this machine is a UserError with the numbers.
 std::string check_report(const Config& config, bool fit);
 
 }  // namespace troupe::launcher

@@ -19,20 +19,21 @@ enum class CommMode { kInline, kThread };
 struct Config {
   struct Model {
     std::string model_name;
-    std::filesystem::path model_path;   // relative paths: to the current directory
+    std::filesystem::path model_path;  // relative paths: to the current directory
     ComputeType dtype = ComputeType::kBfloat16;
     bool with_ckpt = true;
-    int next_n = 0;                     // 0..3 drafts per step
+    int next_n = 0;  // 0..3 drafts per step
     ExeMode exe_mode = ExeMode::kEager;
     bool force_eplb = false;
     bool enable_profiler = false;
+    bool enable_afd = false;            // custom_params
     int64_t moe_chunk_max_len = 65536;  // custom_params
     int micro_batch_mode = 0;           // custom_params
   } model;
   struct Data {
     std::string dataset = "default";
     std::string dataset_path;
-    int64_t input_truncated_len = 0;    // 0: off
+    int64_t input_truncated_len = 0;  // 0: off
     double temperature = 0;
     double top_p = 1;
     int32_t top_k = 0;
@@ -40,10 +41,10 @@ struct Config {
   } data;
   model::ParallelSizes parallel;
   struct Scheduler {
-    int batch_size = 1;                 // sequences in flight over all data-parallel ranks
+    int batch_size = 1;  // sequences in flight over all data-parallel ranks
     int max_new_tokens = 32;
-    int64_t max_prefill_tokens = 0;     // prompt tokens per rank and step; 0: chosen by the program
-    int block_size = 128;               // positions per KV block
+    int64_t max_prefill_tokens = 0;  // prompt tokens per rank and step; 0: chosen by the program
+    int block_size = 128;            // positions per KV block
     double mem_fraction_static = 0.85;
     int num_reserved_decode_tokens = 64;
   } scheduler;
@@ -54,7 +55,7 @@ struct Config {
     double comm_timeout_s = 30;
     int64_t comm_buffer_mb = 16;
     CommMode comm_mode = CommMode::kInline;
-    double device_memory_gb = 0;        // 0: the machine's share
+    double device_memory_gb = 0;  // 0: the machine's share
     bool pin = false;
     bool hugepages = true;
   } runtime;

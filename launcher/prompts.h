@@ -10,8 +10,8 @@
 namespace troupe::launcher {
 
 struct Prompt {
-  std::string text;                          // empty when given as ids
-  std::optional<std::vector<int32_t>> ids;   // --prompt-ids: exactly as given
+  std::string text;                         // empty when given as ids
+  std::optional<std::vector<int32_t>> ids;  // --prompt-ids: exactly as given
 };
 
 // {"text": "..."} , "..." , or a list of these ([{"text": ...}, "..."]); at most 64 MiB of JSON.

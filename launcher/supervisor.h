@@ -1,8 +1,8 @@
 // launcher/supervisor.h: the rank processes of a launch: born, watched, and gone.
 //
 // Ranks are direct children of the launcher, spawned from its main thread (PR_SET_PDEATHSIG, which
-// each rank sets first thing, is tied to the spawning thread). They ignore SIGINT: only the launcher
-// handles signals. Whatever way the object is left, no rank outlives it.
+// each rank sets first thing, is tied to the spawning thread). They ignore SIGINT: only the
+// launcher handles signals. Whatever way the object is left, no rank outlives it.
 #pragma once
 
 #include <chrono>
@@ -30,7 +30,7 @@ class Supervisor {
   static constexpr int kFirstFd = 3;
 
   Supervisor() = default;
-  ~Supervisor();  // kill_all()
+  ~Supervisor();  // kills and reaps what still runs
   Supervisor(const Supervisor&) = delete;
   Supervisor& operator=(const Supervisor&) = delete;
 
@@ -52,6 +52,8 @@ class Supervisor {
   std::vector<RankExit> stop_all(std::chrono::milliseconds grace);
 
  private:
+  std::vector<RankExit> reap(int waitid_options);
+
   struct Child {
     int pid = 0;
     Fd pidfd;

@@ -26,7 +26,7 @@ struct KvCacheShape {
   KvType type = KvType::kBf16;
 
   size_t row_bytes() const { return width * (type == KvType::kF32 ? sizeof(float) : sizeof(Bf16)); }
-  size_t block_bytes() const { return block_size * row_bytes(); }       // of one layer
+  size_t block_bytes() const { return block_size * row_bytes(); }  // of one layer
   size_t layer_bytes() const { return num_blocks * block_bytes(); }
   size_t bytes() const { return num_layers * layer_bytes(); }
 };
@@ -40,8 +40,12 @@ class KvCache {
   const KvCacheShape& shape() const { return shape_; }
   std::byte* block(int layer, int64_t block) const;
 
+  // The row of `position` of the sequence whose block table is given. The table must reach that
+  // far.
+  std::byte* row(int layer, std::span<const int32_t> block_table, int64_t position) const;
+
   // Stores row [width] (rounded to the cache's type) at `position` of the sequence whose block
-  // table is given. The table must reach that far.
+  // table is given.
   void write(int layer, std::span<const int32_t> block_table, int64_t position,
              std::span<const float> row) const;
 

@@ -1,9 +1,9 @@
 // layers/linear.h: y = W x for one row to thousands, weights in the kernel's order.
 //
 // Numbers (docs/design.md, section 5). The K inputs of a product are cut into leaves. Inside a leaf
-// the sum is one chain of fused multiply-adds in ascending k, in fp32, started at 0; leaves are then
-// summed by a binary tree of pairs. So y[t][n] depends on row t of x and row n of W only: not on the
-// number of rows, on threads, on tiles, nor on the instruction set. A row-parallel product
+// the sum is one chain of fused multiply-adds in ascending k, in fp32, started at 0; leaves are
+// then summed by a binary tree of pairs. So y[t][n] depends on row t of x and row n of W only: not
+// on the number of rows, on threads, on tiles, nor on the instruction set. A row-parallel product
 // (o_proj, down_proj) has kTpLeaves leaves whatever its tensor-parallel size; any other has one.
 #pragma once
 
@@ -16,9 +16,9 @@
 
 namespace troupe::layers {
 
-inline constexpr int kTpLeaves = 16;      // leaf i of K is [floor(i K / 16), floor((i+1) K / 16))
-inline constexpr int kTileRows = 16;      // rows of W that the kernel computes at once
-inline constexpr int kFp8Block = 128;     // DeepSeek's fp8: one fp32 scale per 128 x 128 block
+inline constexpr int kTpLeaves = 16;   // leaf i of K is [floor(i K / 16), floor((i+1) K / 16))
+inline constexpr int kTileRows = 16;   // rows of W that the kernel computes at once
+inline constexpr int kFp8Block = 128;  // DeepSeek's fp8: one fp32 scale per 128 x 128 block
 
 // How a result is rounded when it leaves an operation: not at all, or to bfloat16 (the value is
 // kept in a float all the same: every activation buffer is fp32, its precision is the dtype's).
@@ -56,9 +56,9 @@ struct PackedMatrix {
   float* scales = nullptr;
 
   int64_t tiles() const { return (rows + kTileRows - 1) / kTileRows; }
-  int64_t k_blocks() const;     // kFp8: blocks that [k_begin, k_end) touches; else 0
-  size_t data_bytes() const;    // of `data`
-  size_t scale_bytes() const;   // of `scales`; 0 unless kFp8
+  int64_t k_blocks() const;    // kFp8: blocks that [k_begin, k_end) touches; else 0
+  size_t data_bytes() const;   // of `data`
+  size_t scale_bytes() const;  // of `scales`; 0 unless kFp8
   size_t bytes() const { return data_bytes() + scale_bytes(); }
 };
 
@@ -70,10 +70,10 @@ PackedMatrix plan_packed(WeightType type, int64_t rows, const LeafRange& leaves)
 struct SourceRows {
   enum class Type : uint8_t { kF32, kBf16, kFp8 };
   Type type = Type::kF32;
-  const std::byte* data = nullptr;        // first row to pack
-  int64_t row_stride = 0;                 // elements
-  // kFp8 only: scales [ceil(out / 128), ceil(in / 128)] of the whole tensor, and where the first row
-  // to pack lies in it.
+  const std::byte* data = nullptr;  // first row to pack
+  int64_t row_stride = 0;           // elements
+  // kFp8 only: scales [ceil(out / 128), ceil(in / 128)] of the whole tensor, and where the first
+  // row to pack lies in it.
   const float* scales = nullptr;
   int64_t scale_stride = 0;
   int64_t first_row = 0;

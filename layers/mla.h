@@ -32,8 +32,8 @@ struct MlaQuery {
 //
 // For each chunk in ascending order: scores (dot products over 16 lanes, one tree), the chunk's
 // maximum, p = exp(score - max so far), sums rescaled when the maximum grows; the division is last.
-// fp32, exp as in layers/simd.h. The token's own row must already be in the cache.
-//   q  [tokens, num_heads * (kv_lora_rank + rope_dim)]   absorbed query, then rotated query, per head
+// fp32, exp as in layers/exp.h. The token's own row must already be in the cache.
+//   q  [tokens, num_heads * (kv_lora_rank + rope_dim)]   per head: absorbed, then rotated query
 //   o  [tokens, num_heads * kv_lora_rank]                out, fp32, not rounded
 void mla_attention(const MlaShape& shape, const KvCache& cache, int layer,
                    std::span<const MlaQuery> queries, Matrix<const float> q, Matrix<float> o);

@@ -1,6 +1,7 @@
 // layers/sampler.h: from logits to a token.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -12,17 +13,20 @@ struct SamplingParams {
   int32_t top_k = 0;      // 0: all
   float top_p = 1;        // 1: all
   uint64_t seed = 0;
-  uint32_t choice = 0;    // which of several answers to one request
+  uint32_t choice = 0;  // which of several answers to one request
 };
 
-// The index of the largest logit; of equal ones the lowest.
+// The index of the largest logit; of equal ones the lowest. A NaN counts as minus infinity.
 int32_t argmax(std::span<const float> logits);
 
 // log softmax(logits)[token], sums in fp64.
 double log_probability(std::span<const float> logits, int32_t token);
 
-// One number in [0, 1), a pure function of its arguments (Philox4x32-10, Salmon et al. 2011): the
-// same position of the same request always draws the same number, whatever ran beside it.
+// Philox4x32-10, the counter-based generator of Salmon et al., 2011: four random words.
+std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key);
+
+// One number in [0, 1), a pure function of its arguments (Philox with the seed as key): the same
+// position of the same request always draws the same number, whatever ran beside it.
 double uniform(uint64_t seed, uint32_t choice, uint64_t position);
 
 class Sampler {
@@ -31,13 +35,14 @@ class Sampler {
 
   // The token for absolute position `position`. Greedy at temperature 0. Otherwise: tokens by
   // falling logit (ties: lower id first), the first top_k of them, of those the shortest prefix
-  // whose probability reaches top_p (never empty), renormalised, inverted at uniform(...).
-  // Does not allocate.
+  // whose share reaches top_p (of the top_k's probability; never empty), renormalised, inverted at
+  // uniform(...). A NaN logit is never drawn unless the best is not finite, which is then chosen
+  // outright. Does not allocate.
   int32_t sample(std::span<const float> logits, const SamplingParams& params, uint64_t position);
 
  private:
-  std::vector<int32_t> order_;        // [vocab]
-  std::vector<double> probability_;   // [vocab]
+  std::vector<int32_t> order_;      // [vocab]
+  std::vector<double> cumulative_;  // [vocab]
 };
 
 }  // namespace troupe::layers

@@ -13,15 +13,15 @@ enum class ScoreFunction { kSigmoid, kSoftmax };
 // DeepSeek-V3) or by its best (group_limited_greedy, DeepSeek-V2).
 enum class GroupScore { kTopTwoSum, kMax };
 
-struct TopkGateConfig {       // DeepSeek-V3:
-  int num_experts = 0;        // 256
-  int topk = 0;               // 8    experts chosen per token
-  int num_groups = 1;         // 8    divides num_experts
-  int topk_groups = 1;        // 4    groups one token may choose from
+struct TopkGateConfig {  // DeepSeek-V3:
+  int num_experts = 0;   // 256
+  int topk = 0;          // 8    experts chosen per token
+  int num_groups = 1;    // 8    divides num_experts
+  int topk_groups = 1;   // 4    groups one token may choose from
   ScoreFunction score = ScoreFunction::kSigmoid;
   GroupScore group_score = GroupScore::kTopTwoSum;
-  bool normalize = true;      // divide the chosen weights by their sum (norm_topk_prob)
-  float routed_scale = 1;     // 2.5  routed_scaling_factor
+  bool normalize = true;   // divide the chosen weights by their sum (norm_topk_prob)
+  float routed_scale = 1;  // 2.5  routed_scaling_factor
 };
 
 // Top-k gate of DeepSeek-V2 and V3 (V3 report, section 2.1.2; inference/model.py Gate).
@@ -31,7 +31,8 @@ struct TopkGateConfig {       // DeepSeek-V3:
 //   weight = s of the chosen, divided by their sum where normalize is set, times routed_scale
 //                                                      the bias steers, it never weighs
 // On equal scores the lower expert (or group) id wins: all ranks and all instruction sets choose
-// alike. fp32; exp as in layers/simd.h.
+// alike. fp32; exp as in layers/exp.h. A NaN score loses to every number; where it must be chosen
+// all the same, ids stay in range and distinct, and its weight is NaN (all are, if normalised).
 //
 //   logits    [tokens, num_experts]        bias         [num_experts], or empty for none
 //   topk_ids  [tokens, topk]  out, best first  topk_weights  [tokens, topk]  out, same order

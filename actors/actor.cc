@@ -1,0 +1,111 @@
+#include "actors/actor.h"
+
+#include <algorithm>
+#include <cctype>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace troupe::actors {
+
+std::string actor_name(const msg::Address& address) {
+  static constexpr std::array kNames = {"scheduler", "rank", "attention", "moe", "lm_head", "mtp"};
+  const auto kind = static_cast<size_t>(address.kind());
+  const char* name = kind < kNames.size() ? kNames[kind] : "unknown";
+  return address.rank() == kLauncherRank ? name : fmt::format("{}@{}", name, address.rank());
+}
+
+const msg::Envelope& verified(std::span<const std::byte> bytes, const std::string& sender) {
+  flatbuffers::Verifier verifier(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
+  if (!verifier.VerifyBuffer<msg::Envelope>(nullptr))
+    throw_rank_error("a message of {} bytes from {} is not a valid Envelope", bytes.size(), sender);
+  const auto* envelope = flatbuffers::GetRoot<msg::Envelope>(bytes.data());
+  if (envelope->body_type() == msg::Body::NONE || envelope->body_type() > msg::Body::MAX)
+    throw_rank_error("a message from {} has the unknown type {}", sender,
+                     static_cast<int>(envelope->body_type()));
+  return *envelope;
+}
+
+Actor::Actor(Mailbox& mailbox, msg::ActorKind kind)
+    : mailbox_(mailbox), address_(mailbox.rank(), kind) {
+  mailbox.add(*this);
+}
+
+flatbuffers::FlatBufferBuilder& Actor::builder() { return mailbox_.builder(); }
+
+void Actor::post(const msg::Address& to, msg::Body type, flatbuffers::Offset<void> body) {
+  builder().Finish(msg::CreateEnvelope(builder(), &address_, &to, type, body));
+  mailbox_.post(to);
+}
+
+void Actor::not_heard() const {
+  throw std::logic_error(fmt::format("{} does not hear {} (from {})", actor_name(address_),
+                                     msg::EnumNameBody(current_->body_type()),
+                                     actor_name(*current_->from())));
+}
+
+void Actor::receive(const msg::Envelope& envelope) {
+  current_ = &envelope;
+  switch (envelope.body_type()) {  // no default: the compiler names a message nobody handles
+    case msg::Body::StepPlan: return on(*envelope.body_as_StepPlan());
+    case msg::Body::StepDone: return on(*envelope.body_as_StepDone(), envelope.from()->rank());
+    case msg::Body::ForwardLayers: return on(*envelope.body_as_ForwardLayers(), *envelope.from());
+    case msg::Body::LayersDone: return on(*envelope.body_as_LayersDone());
+    case msg::Body::FeedForward: return on(*envelope.body_as_FeedForward());
+    case msg::Body::FeedForwardDone: return on(*envelope.body_as_FeedForwardDone());
+    case msg::Body::Verified: return on(*envelope.body_as_Verified());
+    case msg::Body::DraftRows: return on(*envelope.body_as_DraftRows());
+    case msg::Body::DraftTokens: return on(*envelope.body_as_DraftTokens());
+    case msg::Body::Drafted: return on(*envelope.body_as_Drafted());
+    case msg::Body::Hello:  // of the processes, not of actors: rank.h and launcher/launch.h hear them
+    case msg::Body::Launch:
+    case msg::Body::LoadProgress:
+    case msg::Body::Ready:
+    case msg::Body::Failed:
+    case msg::Body::Shutdown:
+    case msg::Body::Goodbye:
+    case msg::Body::NONE: return not_heard();
+  }
+}
+
+Mailbox::Mailbox(int rank, SendRemote send_remote)
+    : rank_(rank), send_remote_(std::move(send_remote)), builder_(size_t{1} << 16) {}
+
+void Mailbox::add(Actor& actor) { actors_.push_back(&actor); }
+
+void Mailbox::post(const msg::Address& to) {
+  const std::span bytes(reinterpret_cast<const std::byte*>(builder_.GetBufferPointer()),
+                        builder_.GetSize());
+  if (to.rank() != rank_) {
+    send_remote_(to.rank(), bytes);
+  } else {
+    TROUPE_CHECK(bytes.size() <= kSlotBytes && head_ - tail_ < kSlots, "{} bytes, {} queued",
+                 bytes.size(), head_ - tail_);
+    std::memcpy(slots_[head_++ % kSlots].bytes.data(), bytes.data(), bytes.size());
+  }
+  builder_.Clear();
+}
+
+void Mailbox::dispatch(const msg::Envelope& envelope) {
+  if (envelope.to()->kind() == msg::ActorKind::Rank) {
+    for (Actor* actor : actors_) actor->receive(envelope);
+    return;
+  }
+  const auto to = std::ranges::find_if(
+      actors_, [&](Actor* a) { return a->address().kind() == envelope.to()->kind(); });
+  if (to == actors_.end())
+    throw_rank_error("{} sent {} to {}, who is not here", actor_name(*envelope.from()),
+                     msg::EnumNameBody(envelope.body_type()), actor_name(*envelope.to()));
+  (*to)->receive(envelope);
+}
+
+void Mailbox::deliver(const msg::Envelope& envelope) {
+  dispatch(envelope);
+  while (tail_ != head_) {
+    // The slot is given back only after its handler: its message must stay whole until then.
+    dispatch(*flatbuffers::GetRoot<msg::Envelope>(slots_[tail_ % kSlots].bytes.data()));
+    ++tail_;
+  }
+}
+
+}  // namespace troupe::actors

@@ -1,0 +1,106 @@
+// actors/actor.h: actors, their addresses, and the queue of one thread.
+//
+// An actor shares nothing: what it needs arrives in a message, tensors as places in the rank's
+// workspace. All actors of a process run on one thread from one Mailbox, each handler to its end.
+// Where the other side lives decides the transport: the same thread (a slot of the queue, neither
+// verified nor sent) or another process (bytes over ZeroMQ); an actor's code does not see it.
+#pragma once
+
+#include <flatbuffers/flatbuffers.h>
+
+#include <array>
+#include <cstddef>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "actors/messages/message_generated.h"
+
+namespace troupe::actors {
+
+inline constexpr int kLauncherRank = -1;
+
+std::string actor_name(const msg::Address& address);  // "attention@3", "scheduler"
+
+// Checks bytes from another process: a FlatBuffers Envelope with a known body, else RankError naming
+// `sender`.
+const msg::Envelope& verified(std::span<const std::byte> bytes, const std::string& sender);
+
+class Mailbox;
+
+class Actor {
+ public:
+  Actor(Mailbox& mailbox, msg::ActorKind kind);
+  virtual ~Actor() = default;
+  Actor(const Actor&) = delete;
+  Actor& operator=(const Actor&) = delete;
+
+  const msg::Address& address() const { return address_; }
+  void receive(const msg::Envelope& envelope);
+
+ protected:
+  // One handler per message; the message is valid until the handler returns. A message that an
+  // actor does not hear ends the rank with an error that names both.
+  virtual void on(const msg::StepPlan&) { not_heard(); }
+  virtual void on(const msg::StepDone&, int /*from_rank*/) { not_heard(); }
+  virtual void on(const msg::ForwardLayers&, const msg::Address& /*from*/) { not_heard(); }
+  virtual void on(const msg::LayersDone&) { not_heard(); }
+  virtual void on(const msg::FeedForward&) { not_heard(); }
+  virtual void on(const msg::FeedForwardDone&) { not_heard(); }
+  virtual void on(const msg::Verified&) { not_heard(); }
+  virtual void on(const msg::DraftRows&) { not_heard(); }
+  virtual void on(const msg::DraftTokens&) { not_heard(); }
+  virtual void on(const msg::Drafted&) { not_heard(); }
+
+  // The message under construction; send() it before the handler goes on.
+  flatbuffers::FlatBufferBuilder& builder();
+  template <class Message>
+  void send(const msg::Address& to, flatbuffers::Offset<Message> body) {
+    post(to, msg::BodyTraits<Message>::enum_value, body.Union());
+  }
+  msg::Address neighbour(msg::ActorKind kind) const { return {address_.rank(), kind}; }
+
+ private:
+  void post(const msg::Address& to, msg::Body type, flatbuffers::Offset<void> body);
+  [[noreturn]] void not_heard() const;
+
+  Mailbox& mailbox_;
+  msg::Address address_;
+  const msg::Envelope* current_ = nullptr;
+};
+
+// The queue of one process' actors. Sending to an actor of this process copies the message into a
+// preallocated slot; nothing is allocated after the first steps.
+class Mailbox {
+ public:
+  using SendRemote = std::function<void(int rank, std::span<const std::byte>)>;
+  Mailbox(int rank, SendRemote send_remote);
+
+  int rank() const { return rank_; }
+  flatbuffers::FlatBufferBuilder& builder() { return builder_; }
+  void add(Actor& actor);
+
+  // Queues the finished envelope for an actor of this process, or sends it to another.
+  void post(const msg::Address& to);
+  // Hands an envelope to its addressee, or to every actor in order of add() when `to.kind` is Rank;
+  // then runs what they queued until nothing is left. `envelope` stays valid all that time.
+  void deliver(const msg::Envelope& envelope);
+
+ private:
+  static constexpr size_t kSlotBytes = 512;
+  static constexpr size_t kSlots = 8;
+  struct alignas(16) Slot {
+    std::array<std::byte, kSlotBytes> bytes;
+  };
+  void dispatch(const msg::Envelope& envelope);
+
+  int rank_;
+  SendRemote send_remote_;
+  flatbuffers::FlatBufferBuilder builder_;
+  std::vector<Actor*> actors_;
+  std::array<Slot, kSlots> slots_;
+  size_t head_ = 0, tail_ = 0;  // slots [tail, head) are queued
+};
+
+}  // namespace troupe::actors

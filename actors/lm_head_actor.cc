@@ -1,0 +1,188 @@
+#include "actors/lm_head_actor.h"
+
+#include <cstring>
+#include <numeric>
+
+#include "layers/linear.h"
+#include "layers/rms_norm.h"
+
+namespace troupe::actors {
+
+namespace {
+
+constexpr int kLogitRows = 8;  // rows of logits held at once: bounds memory at large vocabularies
+
+// Index of the first sampled row within a sequence's tokens: the last accepted token.
+int base_row(const msg::SequencePlan& sequence) {
+  return static_cast<int>(sequence.tokens()->size()) - 1 - sequence.num_drafts();
+}
+
+layers::SamplingParams sampling_params(const msg::Sampling& s) {
+  return {.temperature = s.temperature(),
+          .top_k = s.top_k(),
+          .top_p = s.top_p(),
+          .seed = s.seed(),
+          .choice = s.choice()};
+}
+
+}  // namespace
+
+LmHeadActor::LmHeadActor(Mailbox& mailbox, const RankContext& context)
+    : Actor(mailbox, msg::ActorKind::LmHead),
+      context_(context),
+      sampler_(context.config.vocab_size) {
+  Workspace& workspace = context_.workspace;
+  const int64_t hidden = context_.config.hidden_size;
+  normed_ = workspace.allocate(context_.max_rows, hidden);
+  block_ = workspace.allocate(kLogitRows, hidden);
+  logits_ = workspace.allocate(kLogitRows, context_.config.vocab_size);
+  counts_ = workspace.allocate(context_.max_sequences, 1);
+  tokens_ = workspace.allocate(context_.max_sequences, context_.max_drafts + 1);
+  draft_tokens_ = workspace.allocate(context_.max_rows, 1);
+  wanted_.reserve(context_.max_rows);
+  picks_.reserve(context_.max_rows);
+  log_probs_.reserve(context_.max_rows);
+  result_counts_.reserve(context_.max_sequences);
+  result_tokens_.reserve(context_.max_sequences * (context_.max_drafts + 1));
+}
+
+bool LmHeadActor::observes(msg::Observe what) const {
+  return (plan_->observe() & static_cast<uint8_t>(what)) != 0;
+}
+
+void LmHeadActor::on(const msg::StepPlan& plan) {
+  plan_ = &plan;
+  started_ = std::chrono::steady_clock::now();
+}
+
+void LmHeadActor::list_wanted_rows() {
+  const bool all = observes(msg::Observe::LogProbs) || observes(msg::Observe::Logits);
+  wanted_.clear();
+  int row = 0, sequence_idx = 0;
+  for (const msg::SequencePlan* sequence : *plan_->sequences()) {
+    const int size = static_cast<int>(sequence->tokens()->size());
+    TROUPE_CHECK(sequence->num_drafts() >= 0 && sequence->num_drafts() <= context_.max_drafts &&
+                     base_row(*sequence) >= 0,
+                 "{} drafts of {} tokens", sequence->num_drafts(), size);
+    const int first = all ? 0 : sequence->sample() ? base_row(*sequence) : size;
+    for (int i = first; i < size; ++i) wanted_.push_back({row + i, sequence_idx, i});
+    row += size;
+    ++sequence_idx;
+  }
+}
+
+void LmHeadActor::for_each_logits(const model::PackedMatrix& head, Matrix<const float> rows,
+                                  std::span<const int> picks,
+                                  const std::function<void(int, std::span<const float>)>& use) {
+  for (size_t first = 0; first < picks.size(); first += kLogitRows) {
+    const auto count = static_cast<int64_t>(std::min<size_t>(kLogitRows, picks.size() - first));
+    const Matrix<float> block = context_.workspace.floats(first_rows(block_, count));
+    const Matrix<float> logits = context_.workspace.floats(first_rows(logits_, count));
+    for (int64_t i = 0; i < count; ++i)
+      std::memcpy(block.row(i), rows.row(picks[first + i]), rows.cols * sizeof(float));
+    layers::linear(head, block, logits, layers::Rounding::kNone);
+    for (int64_t i = 0; i < count; ++i)
+      use(static_cast<int>(first + i), {logits.row(i), static_cast<size_t>(logits.cols)});
+  }
+}
+
+void LmHeadActor::consume(const Wanted& wanted, std::span<const float> logits) {
+  const msg::SequencePlan& sequence = *plan_->sequences()->Get(wanted.sequence);
+  const int size = static_cast<int>(sequence.tokens()->size());
+  if (observes(msg::Observe::Logits))
+    std::memcpy(context_.observation.logits().row(wanted.row), logits.data(), logits.size_bytes());
+  if (observes(msg::Observe::LogProbs)) {
+    if (wanted.index + 1 < size)
+      log_probs_.push_back(layers::log_probability(logits, sequence.tokens()->Get(wanted.index + 1)));
+    else if (!sequence.sample())
+      log_probs_.push_back(layers::log_probability(logits, sequence.next_token()));
+  }
+  const int draft = wanted.index - base_row(sequence);
+  if (sequence.sample() && draft >= 0)
+    context_.workspace.ints(tokens_).row(wanted.sequence)[draft] =
+        sampler_.sample(logits, sampling_params(*sequence.sampling()),
+                        static_cast<uint64_t>(sequence.first_position()) + wanted.index + 1);
+}
+
+// Accepts the longest prefix of drafts that equals what was sampled at their positions; the token
+// sampled after it comes on top.
+void LmHeadActor::verify_drafts() {
+  const Matrix<int32_t> counts = context_.workspace.ints(counts_);
+  const Matrix<int32_t> tokens = context_.workspace.ints(tokens_);
+  result_counts_.clear();
+  result_tokens_.clear();
+  int s = 0;
+  for (const msg::SequencePlan* sequence : *plan_->sequences()) {
+    const int32_t* sampled = tokens.row(s);
+    const int first_draft = base_row(*sequence) + 1;
+    int count = 0;
+    if (sequence->sample()) {
+      int accepted = 0;
+      while (accepted < sequence->num_drafts() &&
+             sequence->tokens()->Get(first_draft + accepted) == sampled[accepted])
+        ++accepted;
+      count = accepted + 1;
+    }
+    counts.row(s++)[0] = count;
+    result_counts_.push_back(count);
+    result_tokens_.insert(result_tokens_.end(), sampled, sampled + count);
+  }
+}
+
+void LmHeadActor::on(const msg::LayersDone& done) {
+  const Matrix<float> hidden = context_.workspace.floats(*done.hidden());
+  const msg::Tensor normed_tensor = first_rows(normed_, hidden.rows);
+  const Matrix<float> normed = context_.workspace.floats(normed_tensor);
+  layers::rms_norm(hidden, context_.weights.final_norm, context_.config.rms_norm_eps, normed,
+                   context_.rounding);
+  list_wanted_rows();
+  log_probs_.clear();
+  picks_.clear();
+  for (const Wanted& wanted : wanted_) picks_.push_back(wanted.row);
+  for_each_logits(context_.weights.lm_head, normed, picks_,
+                  [this](int i, std::span<const float> logits) { consume(wanted_[i], logits); });
+  verify_drafts();
+  if (!plan_->run_mtp()) return send_step_done({});
+  const msg::Tensor counts = first_rows(counts_, plan_->sequences()->size());
+  const msg::Tensor tokens = first_rows(tokens_, plan_->sequences()->size());
+  send(neighbour(msg::ActorKind::Mtp),
+       msg::CreateVerified(builder(), &normed_tensor, &counts, &tokens));
+}
+
+void LmHeadActor::on(const msg::DraftRows& rows) {
+  const Matrix<float> normed = context_.workspace.floats(*rows.normed());
+  const msg::Tensor tokens_tensor = first_rows(draft_tokens_, normed.rows);
+  const Matrix<int32_t> tokens = context_.workspace.ints(tokens_tensor);
+  picks_.resize(normed.rows);
+  std::iota(picks_.begin(), picks_.end(), 0);
+  for_each_logits(context_.weights.mtp->head, normed, picks_,
+                  [&](int i, std::span<const float> logits) {
+                    tokens.row(i)[0] = layers::argmax(logits);
+                    if (rows.observed())
+                      std::memcpy(context_.observation.mtp_logits().row(i), logits.data(),
+                                  logits.size_bytes());
+                  });
+  send(neighbour(msg::ActorKind::Mtp), msg::CreateDraftTokens(builder(), &tokens_tensor));
+}
+
+void LmHeadActor::on(const msg::Drafted& drafted) {
+  const Matrix<int32_t> drafts = context_.workspace.ints(*drafted.drafts());
+  send_step_done({drafts.data, static_cast<size_t>(drafts.rows * drafts.cols)});
+}
+
+void LmHeadActor::send_step_done(std::span<const int32_t> drafts) {
+  const auto elapsed = std::chrono::steady_clock::now() - started_;
+  auto& b = builder();
+  const auto counts = b.CreateVector(result_counts_);
+  const auto tokens = b.CreateVector(result_tokens_);
+  const auto draft_vector = b.CreateVector(drafts.data(), drafts.size());
+  const auto log_probs = b.CreateVector(log_probs_);
+  send({kLauncherRank, msg::ActorKind::Scheduler},
+       msg::CreateStepDone(
+           b, plan_->step(), counts, tokens, draft_vector, log_probs,
+           static_cast<uint64_t>(
+               std::chrono::duration_cast<std::chrono::microseconds>(elapsed).count())));
+  plan_ = nullptr;
+}
+
+}  // namespace troupe::actors

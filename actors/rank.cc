@@ -1,0 +1,257 @@
+#include "actors/rank.h"
+
+#include <unistd.h>
+
+#include <chrono>
+#include <fstream>
+#include <optional>
+
+#include "actors/attention_actor.h"
+#include "actors/lm_head_actor.h"
+#include "actors/moe_actor.h"
+#include "actors/mtp_actor.h"
+#include "comm/endpoint.h"
+
+namespace troupe::actors {
+
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+constexpr milliseconds kLaunchTimeout{60'000};  // for the first message; the ranks' own limits follow
+constexpr milliseconds kProgressInterval{50};
+constexpr size_t kPage = 4096;
+
+// One rank's messages with its launcher.
+class LauncherLink {
+ public:
+  LauncherLink(const std::string& address, int rank) : endpoint_(address, rank), rank_(rank) {}
+
+  template <class Message>
+  void send(flatbuffers::FlatBufferBuilder& b, flatbuffers::Offset<Message> body) {
+    const msg::Address from(rank_, msg::ActorKind::Rank);
+    const msg::Address to(kLauncherRank, msg::ActorKind::Scheduler);
+    b.Finish(msg::CreateEnvelope(b, &from, &to, msg::BodyTraits<Message>::enum_value, body.Union()));
+    send_bytes({reinterpret_cast<const std::byte*>(b.GetBufferPointer()), b.GetSize()});
+  }
+  void send_bytes(std::span<const std::byte> bytes) { endpoint_.send(bytes); }
+
+  const msg::Envelope& receive(milliseconds timeout) {
+    const auto message = endpoint_.receive(timeout);
+    if (!message) throw_rank_error("rank {}: no word from the launcher for {} ms", rank_,
+                                   timeout.count());
+    return verified(message->body, "the launcher");
+  }
+
+ private:
+  comm::RankEndpoint endpoint_;
+  int rank_;
+};
+
+// Kilobytes of a line like "Pss:   1234 kB" in /proc/self/smaps_rollup.
+uint64_t memory_kb(const std::string& field) {
+  std::ifstream file("/proc/self/smaps_rollup");
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with(field + ":")) return std::stoull(line.substr(field.size() + 1));
+  return 0;
+}
+
+class RankProcess {
+ public:
+  RankProcess(int rank, const std::string& address, const RankDescriptors& descriptors)
+      : rank_(rank), descriptors_(descriptors), link_(address, rank) {}
+
+  void run() {
+    start();
+    load();
+    serve();
+    say_goodbye();
+  }
+
+  void tell_failure(const std::string& what, bool user_error) noexcept {
+    try {
+      if (arena_) arena_->publish_failure(rank_, what);
+      flatbuffers::FlatBufferBuilder b;
+      link_.send(b, msg::CreateFailedDirect(b, what.c_str(), user_error));
+    } catch (const std::exception&) {
+      // Nobody is left to tell: the exit status has to say it.
+    }
+  }
+
+ private:
+  void start() {
+    flatbuffers::FlatBufferBuilder b;
+    link_.send(b, msg::CreateHello(b, ::getpid()));
+    const msg::Envelope& first = link_.receive(kLaunchTimeout);
+    if (first.body_type() != msg::Body::Launch)
+      throw_rank_error("rank {}: expected Launch, got {}", rank_,
+                       msg::EnumNameBody(first.body_type()));
+    first.body_as_Launch()->UnPackTo(&launch_);
+    const milliseconds timeout(launch_.comm_timeout_ms);
+    arena_ = comm::Arena::attach(
+        Fd(descriptors_.arena), {launch_.world_size, static_cast<size_t>(launch_.comm_buffer_bytes)});
+    communicator_.emplace(*arena_, rank_, timeout);
+    config_ = model::read_model_config(launch_.model_path);
+    layout_.emplace(parallel_sizes(launch_), config_);
+    options_ = weight_options(launch_);
+    kv_shape_ = kv_cache_shape(launch_, config_);
+    world_.emplace(*communicator_, 0, model::ParallelLayout::tp_group(rank_, launch_.world_size));
+  }
+
+  void load() {
+    communicator_->enter_step(comm::Stage::kLoading, 0);
+    const auto started = steady_clock::now();
+    const model::WeightLoader loader(launch_.model_path, config_, *layout_, options_);
+    if (loader.shared_bytes() != launch_.shared_weight_bytes)
+      throw_rank_error("rank {}: the checkpoint changed while the ranks started; start again", rank_);
+    shared_weights_ = Mapping(descriptors_.weights, launch_.shared_weight_bytes,
+                              Mapping::Access::kReadWrite);
+    auto last_told = started;
+    weights_ = loader.load(rank_, shared_weights_.data(), [&](size_t done, size_t total) {
+      const auto now = steady_clock::now();
+      if (now - last_told < kProgressInterval && done != total) return;
+      last_told = now;
+      flatbuffers::FlatBufferBuilder b;
+      link_.send(b, msg::CreateLoadProgress(b, done, total));
+    });
+    world_->barrier();  // every rank has packed its part of the shared weights
+    shared_weights_.make_read_only();
+
+    const size_t section = kv_section_bytes(kv_shape_);
+    kv_memory_ = Mapping(descriptors_.kv_cache, section, Mapping::Access::kReadWrite,
+                         rank_ * section);
+    const auto observed = ObservationShape::of(launch_.observe, launch_.max_rows, config_);
+    observation_memory_ = Mapping(descriptors_.observation, observed.bytes(),
+                                  Mapping::Access::kReadWrite, rank_ * observed.bytes());
+    build_actors(observed);
+    const auto elapsed =
+        std::chrono::duration_cast<std::chrono::microseconds>(steady_clock::now() - started);
+    flatbuffers::FlatBufferBuilder b;
+    link_.send(b, msg::CreateReady(b, static_cast<uint64_t>(elapsed.count())));
+  }
+
+  void build_actors(const ObservationShape& observed) {
+    const RankContext context{
+        .config = config_,
+        .layout = *layout_,
+        .weights = weights_.weights,
+        .communicator = *communicator_,
+        .workspace = workspace_,
+        .kv_cache = layers::KvCache(kv_shape_, kv_memory_.data()),
+        .observation = Observation(observed, observation_memory_.data()),
+        .rounding = launch_.dtype == msg::DataType::Bfloat16 ? layers::Rounding::kBf16
+                                                             : layers::Rounding::kNone,
+        .max_rows = launch_.max_rows,
+        .max_sequences = launch_.max_sequences,
+        .max_drafts = launch_.max_drafts,
+        .moe_chunk_max_len = launch_.moe_chunk_max_len};
+    mailbox_.emplace(rank_, [this](int, std::span<const std::byte> bytes) { link_.send_bytes(bytes); });
+    expert_parallel_.emplace(*communicator_, 1, layout_->ep_group(rank_));
+    // A plan goes to all of them in this order; attention, which starts the step, hears it last.
+    lm_head_.emplace(*mailbox_, context);
+    if (launch_.with_mtp) mtp_.emplace(*mailbox_, context);
+    moe_.emplace(*mailbox_, context, *expert_parallel_);
+    attention_.emplace(*mailbox_, context);
+  }
+
+  void serve() {
+    for (;;) {
+      communicator_->enter_step(comm::Stage::kIdle, step_);
+      const msg::Envelope& envelope = link_.receive(std::chrono::hours(24 * 365));
+      if (envelope.body_type() == msg::Body::Shutdown) return;
+      const auto* plan = envelope.body_as_StepPlan();
+      if (plan == nullptr)
+        throw_rank_error("rank {}: expected StepPlan, got {}", rank_,
+                         msg::EnumNameBody(envelope.body_type()));
+      step_ = plan->step();
+      communicator_->enter_step(plan->decode() ? comm::Stage::kDecode : comm::Stage::kPrefill, step_);
+      mailbox_->deliver(envelope);
+    }
+  }
+
+  void say_goodbye() {
+    communicator_->enter_step(comm::Stage::kStopping, step_);
+    flatbuffers::FlatBufferBuilder b;
+    link_.send(b, msg::CreateGoodbye(b, memory_kb("Rss"), memory_kb("Pss"),
+                                     communicator_->bytes_sent(),
+                                     static_cast<uint64_t>(communicator_->wait_ns() / 1000)));
+  }
+
+  int rank_;
+  RankDescriptors descriptors_;
+  LauncherLink link_;
+  msg::LaunchT launch_;
+  uint64_t step_ = 0;
+
+  std::optional<comm::Arena> arena_;
+  std::optional<comm::Communicator> communicator_;
+  std::optional<comm::ProcessGroup> world_, expert_parallel_;
+  model::ModelConfig config_;
+  std::optional<model::ParallelLayout> layout_;
+  model::WeightOptions options_;
+  layers::KvCacheShape kv_shape_;
+  Mapping shared_weights_, kv_memory_, observation_memory_;
+  model::WeightLoader::Loaded weights_;
+
+  Workspace workspace_;
+  std::optional<Mailbox> mailbox_;
+  std::optional<LmHeadActor> lm_head_;
+  std::optional<MtpActor> mtp_;
+  std::optional<MoeActor> moe_;
+  std::optional<AttentionActor> attention_;
+};
+
+}  // namespace
+
+model::ParallelSizes parallel_sizes(const msg::LaunchT& launch) {
+  return {.world_size = launch.world_size,
+          .attn_tp_size = launch.attn_tp_size,
+          .dense_tp_size = launch.dense_tp_size,
+          .moe_tp_size = launch.moe_tp_size,
+          .embed_tp_size = launch.embed_tp_size,
+          .lmhead_tp_size = launch.lmhead_tp_size,
+          .o_proj_tp_size = launch.o_proj_tp_size,
+          .shared_tp_size = launch.shared_tp_size};
+}
+
+model::WeightOptions weight_options(const msg::LaunchT& launch) {
+  return {.with_ckpt = launch.with_ckpt,
+          .seed = launch.seed,
+          .with_mtp = launch.with_mtp,
+          .format = launch.weights_as_bf16 ? model::WeightOptions::Format::kBf16
+                                             : model::WeightOptions::Format::kAuto,
+          .exact_kv_b = launch.dtype == msg::DataType::Float32};
+}
+
+layers::KvCacheShape kv_cache_shape(const msg::LaunchT& launch, const model::ModelConfig& config) {
+  return {.num_layers = config.num_hidden_layers + (launch.with_mtp ? 1 : 0),
+          .num_blocks = launch.kv_blocks,
+          .block_size = launch.kv_block_size,
+          .width = config.kv_width(),
+          .type = launch.dtype == msg::DataType::Float32 ? layers::KvType::kF32
+                                                           : layers::KvType::kBf16};
+}
+
+size_t kv_section_bytes(const layers::KvCacheShape& shape) {
+  return (shape.bytes() + kPage - 1) / kPage * kPage;
+}
+
+int run_rank(int rank, const std::string& launcher_address, const RankDescriptors& descriptors) {
+  RankProcess process(rank, launcher_address, descriptors);
+  try {
+    process.run();
+    return kExitOk;
+  } catch (const UserError& error) {
+    process.tell_failure(error.what(), true);
+    return kExitUserError;
+  } catch (const RankError& error) {
+    process.tell_failure(error.what(), false);
+    return kExitRankFailed;
+  } catch (const std::exception& error) {
+    process.tell_failure(fmt::format("rank {}: {}", rank, error.what()), false);
+    return kExitInternal;
+  }
+}
+
+}  // namespace troupe::actors

@@ -1,0 +1,30 @@
+// actors/rank.h: the life of one rank process: hello, load, steps, goodbye.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "actors/messages/message_generated.h"
+#include "layers/kv_cache.h"
+#include "model/model_config.h"
+#include "model/parallel_layout.h"
+#include "model/weights.h"
+
+namespace troupe::actors {
+
+// What a rank and its launcher both derive from the Launch message, so that they agree.
+model::ParallelSizes parallel_sizes(const msg::LaunchT& launch);
+model::WeightOptions weight_options(const msg::LaunchT& launch);
+layers::KvCacheShape kv_cache_shape(const msg::LaunchT& launch, const model::ModelConfig& config);
+size_t kv_section_bytes(const layers::KvCacheShape& shape);  // of one rank, whole pages
+
+// The shared memory a rank inherits.
+struct RankDescriptors {
+  int arena, weights, kv_cache, observation;
+};
+
+// Runs until the launcher says Shutdown. Returns the process' exit status; an error is told to the
+// launcher (Failed) and to the other ranks (the arena) before.
+int run_rank(int rank, const std::string& launcher_address, const RankDescriptors& descriptors);
+
+}  // namespace troupe::actors

@@ -1,0 +1,257 @@
+#include "actors/scheduler.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace troupe::actors {
+
+struct Scheduler::Sequence {
+  int index = 0;
+  Request request;
+  Completion completion;
+  std::vector<int32_t> tokens;       // prompt and what was made; all but the last few have KV rows
+  std::vector<int32_t> drafts;       // guesses for what follows tokens
+  std::vector<int32_t> block_table;
+  int64_t computed = 0;              // tokens whose KV rows are in the cache
+  // This step's share.
+  int64_t first = 0;
+  int count = 0;
+  int num_drafts = 0;
+  bool sample = false;
+
+  bool in_prompt() const { return computed < static_cast<int64_t>(request.prompt.size()); }
+};
+
+struct Scheduler::DpRank {
+  BlockPool pool;
+  std::vector<Sequence*> running;
+  std::vector<Sequence*> planned;  // in the order of this step's plan
+  int rows = 0;
+};
+
+Scheduler::Scheduler(Mailbox& mailbox, const SchedulerLimits& limits, OnTokens on_tokens,
+                     OnObserved on_observed)
+    : Actor(mailbox, msg::ActorKind::Scheduler),
+      limits_(limits),
+      on_tokens_(std::move(on_tokens)),
+      on_observed_(std::move(on_observed)) {
+  for (int d = 0; d < limits_.dp_size(); ++d)
+    dp_ranks_.push_back({BlockPool(limits_.blocks_per_dp_rank), {}, {}, 0});
+}
+
+Scheduler::~Scheduler() = default;
+
+void Scheduler::submit(Request request) {
+  const auto length = static_cast<int64_t>(request.prompt.size());
+  const int index = static_cast<int>(sequences_.size());
+  if (length > limits_.max_positions)
+    throw_user_error("prompt {} has {} tokens, more than the model's max_position_embeddings {}; "
+                     "shorten it", index, length, limits_.max_positions);
+  auto sequence = std::make_unique<Sequence>();
+  sequence->index = index;
+  sequence->tokens = request.prompt;
+  sequence->request = std::move(request);
+  sequences_.push_back(std::move(sequence));
+}
+
+void Scheduler::start() {
+  started_ = std::chrono::steady_clock::now();
+  plan_step();
+}
+
+bool Scheduler::finished() const { return num_finished_ == sequences_.size(); }
+
+const Completion& Scheduler::completion(int index) const { return sequences_[index]->completion; }
+
+double Scheduler::now_s() const {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
+}
+
+// A waiting request goes to the rank with the fewest sequences (the lowest of equals); it takes the
+// blocks for its whole life at once, so a running one never lacks any.
+void Scheduler::admit() {
+  while (next_waiting_ < sequences_.size()) {
+    DpRank& least = *std::ranges::min_element(
+        dp_ranks_, {}, [](const DpRank& d) { return d.running.size(); });
+    if (static_cast<int>(least.running.size()) >= limits_.sequences_per_dp_rank) return;
+    Sequence& sequence = *sequences_[next_waiting_];
+    const int64_t wanted = static_cast<int64_t>(sequence.request.prompt.size()) +
+                           sequence.request.max_new_tokens;
+    const int64_t positions = std::min(wanted, limits_.max_positions) + limits_.num_drafts + 1;
+    const int64_t blocks = (positions + limits_.block_size - 1) / limits_.block_size;
+    if (!least.pool.extend(sequence.block_table, blocks)) {
+      TROUPE_CHECK(!least.running.empty(), "{} blocks for request {}, {} in the pool", blocks,
+                   sequence.index, least.pool.free_blocks());
+      return;
+    }
+    least.running.push_back(&sequence);
+    ++next_waiting_;
+  }
+}
+
+void Scheduler::plan_sequence(Sequence& s, int& prefill_budget) {
+  s.first = s.computed;
+  s.num_drafts = 0;
+  if (s.in_prompt()) {
+    const int64_t left = static_cast<int64_t>(s.request.prompt.size()) - s.computed;
+    s.count = static_cast<int>(std::min<int64_t>(left, prefill_budget));
+    s.sample = s.count == left;
+    prefill_budget -= s.count;
+    decode_step_ = false;
+  } else {
+    s.num_drafts = static_cast<int>(s.drafts.size());
+    s.count = 1 + s.num_drafts;
+    s.sample = true;
+  }
+}
+
+void Scheduler::plan_step() {
+  admit();
+  if (finished()) return;
+  ++step_;
+  decode_step_ = true;
+  for (DpRank& dp_rank : dp_ranks_) {
+    int prefill_budget = limits_.max_prefill_tokens;
+    dp_rank.planned.clear();
+    dp_rank.rows = 0;
+    for (Sequence* sequence : dp_rank.running) {
+      if (sequence->in_prompt() && prefill_budget == 0) continue;
+      plan_sequence(*sequence, prefill_budget);
+      dp_rank.planned.push_back(sequence);
+      dp_rank.rows += sequence->count;
+    }
+  }
+  send_plans();
+}
+
+void Scheduler::send_plans() {
+  int max_rows = 0, max_sequences = 0;
+  for (const DpRank& dp_rank : dp_ranks_) {
+    max_rows = std::max(max_rows, dp_rank.rows);
+    max_sequences = std::max(max_sequences, static_cast<int>(dp_rank.planned.size()));
+  }
+  uint8_t observe = 0;
+  for (const DpRank& dp_rank : dp_ranks_)
+    for (const Sequence* s : dp_rank.planned) observe |= s->request.observe;
+
+  step_started_ = std::chrono::steady_clock::now();
+  missing_answers_ = limits_.world_size;
+  for (int rank = 0; rank < limits_.world_size; ++rank) {
+    auto& b = builder();
+    std::vector<flatbuffers::Offset<msg::SequencePlan>> plans;
+    for (const Sequence* s : dp_ranks_[rank / limits_.attn_tp_size].planned) {
+      std::vector<int32_t> tokens(s->tokens.begin() + s->first,
+                                  s->tokens.begin() + s->first + s->count - s->num_drafts);
+      tokens.insert(tokens.end(), s->drafts.begin(), s->drafts.begin() + s->num_drafts);
+      const int32_t next = s->sample ? -1 : s->tokens[s->first + s->count];
+      const Request& r = s->request;
+      const msg::Sampling sampling(r.temperature, r.top_p, r.top_k, 0, r.seed);
+      const auto token_vector = b.CreateVector(tokens);
+      const auto table = b.CreateVector(s->block_table);
+      plans.push_back(msg::CreateSequencePlan(b, static_cast<uint32_t>(s->index),
+                                              static_cast<int32_t>(s->first), token_vector,
+                                              s->num_drafts, s->sample, next, table, &sampling));
+    }
+    const auto vector = b.CreateVector(plans);
+    send({rank, msg::ActorKind::Rank},
+         msg::CreateStepPlan(b, step_, decode_step_, max_rows, max_sequences, limits_.run_mtp,
+                             limits_.num_drafts, observe, vector));
+  }
+}
+
+void Scheduler::on(const msg::StepDone& done, int from_rank) {
+  if (done.step() != step_ || from_rank < 0 || from_rank >= limits_.world_size)
+    throw_rank_error("rank {} answered step {} during step {}", from_rank, done.step(), step_);
+  apply(dp_ranks_[from_rank / limits_.attn_tp_size], from_rank, done);
+  if (--missing_answers_ == 0) finish_step();
+}
+
+void Scheduler::finish_step() {
+  const double elapsed =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - step_started_).count();
+  (decode_step_ ? statistics_.decode_s : statistics_.prefill_s) += elapsed;
+  ++(decode_step_ ? statistics_.decode_steps : statistics_.prefill_steps);
+  for (DpRank& dp_rank : dp_ranks_)
+    std::erase_if(dp_rank.running, [&](Sequence* s) {
+      if (s->completion.reason == FinishReason::kNone) return false;
+      dp_rank.pool.release(s->block_table);
+      return true;
+    });
+  plan_step();
+}
+
+void Scheduler::apply(DpRank& dp_rank, int rank, const msg::StepDone& done) {
+  if (rank % limits_.attn_tp_size != 0) return;  // its group's first rank has said the same
+  const auto& counts = *done.counts();
+  if (counts.size() != dp_rank.planned.size())
+    throw_rank_error("rank {} answered for {} sequences of {}", rank, counts.size(),
+                     dp_rank.planned.size());
+  size_t token = 0, draft = 0, log_prob = 0;
+  int row = 0;
+  for (size_t i = 0; i < dp_rank.planned.size(); ++i) {
+    Sequence& s = *dp_rank.planned[i];
+    const auto count = static_cast<size_t>(counts[static_cast<unsigned>(i)]);
+    const size_t drafts = s.sample ? limits_.num_drafts : 0;
+    const size_t expected_log_probs =
+        (s.request.observe & static_cast<uint8_t>(msg::Observe::LogProbs)) == 0
+            ? 0
+            : s.count - (s.sample ? 1 : 0);
+    if (count > static_cast<size_t>(s.num_drafts) + 1 || (count > 0) != s.sample ||
+        token + count > done.tokens()->size() || draft + drafts > done.drafts()->size() ||
+        (expected_log_probs > 0 &&
+         (done.log_probs() == nullptr || log_prob + expected_log_probs > done.log_probs()->size())))
+      throw_rank_error("rank {}'s answer to step {} has the wrong shape", rank, step_);
+
+    if (s.request.observe != 0)
+      on_observed_(s.index, rank, row, static_cast<int>(s.first), s.count);
+    for (size_t k = 0; k < expected_log_probs; ++k)
+      s.completion.log_probs.push_back(done.log_probs()->Get(static_cast<unsigned>(log_prob++)));
+    if (s.num_drafts > 0) {
+      s.completion.drafted += s.num_drafts;
+      s.completion.accepted += static_cast<int64_t>(count) - 1;
+    }
+    if (s.in_prompt())
+      statistics_.prefill_tokens += s.count;
+    else
+      ++s.completion.verify_steps;
+    const bool was_prompt = s.in_prompt();
+    s.computed = s.sample ? s.first + s.count - s.num_drafts + static_cast<int64_t>(count) - 1
+                          : s.first + s.count;
+    s.drafts.assign(done.drafts()->data() + draft, done.drafts()->data() + draft + drafts);
+    const size_t before = s.completion.tokens.size();
+    accept_tokens(s, {done.tokens()->data() + token, count});
+    if (!was_prompt && decode_step_)
+      statistics_.decode_tokens += static_cast<int64_t>(s.completion.tokens.size() - before);
+    token += count;
+    draft += drafts;
+    row += s.count;
+  }
+}
+
+void Scheduler::accept_tokens(Sequence& s, std::span<const int32_t> tokens) {
+  if (tokens.empty()) return;
+  Completion& completion = s.completion;
+  const size_t first_new = completion.tokens.size();
+  if (first_new == 0) completion.first_token_s = now_s();
+  const auto room = [&] {
+    return static_cast<int64_t>(completion.tokens.size()) < s.request.max_new_tokens &&
+           static_cast<int64_t>(s.tokens.size()) < limits_.max_positions;
+  };
+  for (const int32_t token : tokens) {
+    if (!room()) break;
+    completion.tokens.push_back(token);
+    s.tokens.push_back(token);
+    if (s.request.stop_ids.contains(token)) {
+      completion.reason = FinishReason::kStop;
+      break;
+    }
+  }
+  if (completion.reason == FinishReason::kNone && !room())
+    completion.reason = FinishReason::kLength;
+  completion.last_token_s = now_s();
+  if (completion.reason != FinishReason::kNone) ++num_finished_;
+  on_tokens_(s.index, std::span(completion.tokens).subspan(first_new), completion.reason);
+}
+
+}  // namespace troupe::actors

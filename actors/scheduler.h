@@ -1,0 +1,122 @@
+// actors/scheduler.h: which sequences run where, one step after the other.
+//
+// Lives in the launcher's process. Owns the requests, their tokens and their block tables; ranks
+// keep nothing between steps but the KV rows that these tables name.
+// Hears     StepDone from every rank.
+// Says      StepPlan to every rank, once all of them have answered the one before.
+//
+// Each step every data-parallel rank gets its sequences' next tokens: a piece of a prompt (at most
+// max_prefill_tokens of prompts per rank and step), or the last token and its drafts. What a
+// sequence yields does not depend on the others, so this decides speed alone.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "actors/actor.h"
+#include "actors/block_pool.h"
+
+namespace troupe::actors {
+
+struct Request {
+  std::vector<int32_t> prompt;   // at least one token
+  int max_new_tokens = 0;        // 0: only score the prompt
+  std::set<int32_t> stop_ids;    // generation ends after one of these
+  float temperature = 0;
+  float top_p = 1;
+  int32_t top_k = 0;
+  uint64_t seed = 0;
+  uint8_t observe = 0;           // msg::Observe bits
+};
+
+enum class FinishReason { kNone, kStop, kLength };
+
+// What became of a request.
+struct Completion {
+  std::vector<int32_t> tokens;        // without the prompt, with the stop token
+  FinishReason reason = FinishReason::kNone;
+  std::vector<double> log_probs;      // of prompt tokens 1, 2, ... (observe LogProbs)
+  int64_t drafted = 0, accepted = 0;  // over all verification steps
+  int64_t verify_steps = 0;
+  double first_token_s = 0;           // since the request was submitted
+  double last_token_s = 0;
+};
+
+// Sums over the run, for the report.
+struct StepStatistics {
+  int64_t prefill_steps = 0, decode_steps = 0;
+  int64_t prefill_tokens = 0, decode_tokens = 0;  // prompt tokens read, tokens made in decode steps
+  double prefill_s = 0, decode_s = 0;
+};
+
+struct SchedulerLimits {
+  int world_size = 1;
+  int attn_tp_size = 1;             // ranks that run the same sequences
+  int sequences_per_dp_rank = 1;
+  int max_prefill_tokens = 512;     // per data-parallel rank and step
+  int num_drafts = 0;               // next_n
+  bool run_mtp = false;             // also without drafts: to observe the MTP logits
+  int64_t max_positions = 0;        // max_position_embeddings
+  int block_size = 128;
+  int64_t blocks_per_dp_rank = 0;
+
+  int dp_size() const { return world_size / attn_tp_size; }
+  int max_rows() const { return max_prefill_tokens + sequences_per_dp_rank * (1 + num_drafts); }
+};
+
+class Scheduler final : public Actor {
+ public:
+  // New tokens of request `index`, as they come; reason is set with the last ones.
+  using OnTokens = std::function<void(int index, std::span<const int32_t> tokens, FinishReason)>;
+  // The rows [first_position, first_position + count) of request `index` have been observed: they
+  // are rows [first_row, first_row + count) of rank `rank`'s observation section until this returns.
+  using OnObserved =
+      std::function<void(int index, int rank, int first_row, int first_position, int count)>;
+
+  Scheduler(Mailbox& mailbox, const SchedulerLimits& limits, OnTokens on_tokens,
+            OnObserved on_observed);
+  ~Scheduler() override;
+
+  // Before start(). UserError when a prompt does not fit max_positions.
+  void submit(Request request);
+  void start();  // sends the first plans
+  bool finished() const;
+  uint64_t step() const { return step_; }
+
+  const Completion& completion(int index) const;
+  const StepStatistics& statistics() const { return statistics_; }
+
+ private:
+  struct Sequence;
+  struct DpRank;
+  void on(const msg::StepDone& done, int from_rank) override;
+
+  void admit();
+  void plan_step();
+  void plan_sequence(Sequence& sequence, int& prefill_budget);
+  void send_plans();
+  void finish_step();
+  void apply(DpRank& dp_rank, int rank, const msg::StepDone& done);
+  void accept_tokens(Sequence& sequence, std::span<const int32_t> tokens);
+  double now_s() const;
+
+  SchedulerLimits limits_;
+  OnTokens on_tokens_;
+  OnObserved on_observed_;
+  std::vector<std::unique_ptr<Sequence>> sequences_;
+  std::vector<DpRank> dp_ranks_;
+  size_t next_waiting_ = 0;
+  size_t num_finished_ = 0;
+  uint64_t step_ = 0;
+  bool decode_step_ = false;
+  int missing_answers_ = 0;
+  std::chrono::steady_clock::time_point started_, step_started_;
+  StepStatistics statistics_;
+};
+
+}  // namespace troupe::actors

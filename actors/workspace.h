@@ -1,0 +1,45 @@
+// actors/workspace.h: the tensors of a rank's actors: allocated once, named by offset in messages.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "actors/messages/message_generated.h"
+#include "base/matrix.h"
+#include "base/memory.h"
+
+namespace troupe::actors {
+
+// Address space is reserved generously and pages are touched when used, so sizes need not be known
+// before the actors are built.
+class Workspace {
+ public:
+  Workspace();
+
+  // A zeroed buffer [rows, cols] of 4-byte elements, for the lifetime of the rank.
+  msg::Tensor allocate(int64_t rows, int64_t cols);
+  size_t used_bytes() const { return used_; }
+
+  Matrix<float> floats(const msg::Tensor& tensor) const { return view<float>(tensor); }
+  Matrix<int32_t> ints(const msg::Tensor& tensor) const { return view<int32_t>(tensor); }
+
+ private:
+  template <class T>
+  Matrix<T> view(const msg::Tensor& tensor) const {
+    check(tensor);
+    return Matrix<T>(reinterpret_cast<T*>(memory_.data() + tensor.offset()), tensor.rows(),
+                     tensor.cols());
+  }
+  void check(const msg::Tensor& tensor) const;
+
+  Mapping memory_;
+  size_t used_ = 0;
+};
+
+// The first `rows` rows of a tensor.
+inline msg::Tensor first_rows(const msg::Tensor& tensor, int64_t rows) {
+  TROUPE_CHECK(rows >= 0 && rows <= tensor.rows(), "{} of {}", rows, tensor.rows());
+  return msg::Tensor(tensor.offset(), static_cast<int32_t>(rows), tensor.cols());
+}
+
+}  // namespace troupe::actors

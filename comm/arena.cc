@@ -1,0 +1,152 @@
+#include "comm/arena.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+#include "comm/arena_layout.h"
+
+namespace troupe::comm {
+namespace {
+
+constexpr size_t kMinSlotBytes = 4096;
+constexpr size_t kPageBytes = 4096;
+constexpr size_t kMiB = size_t{1} << 20;
+
+size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
+
+size_t windows_offset(const ArenaShape& shape) {
+  return sizeof(Arena::LaunchState) + shape.world_size * sizeof(Arena::RankState);
+}
+
+size_t num_windows(const ArenaShape& shape) {
+  return static_cast<size_t>(shape.world_size) * shape.world_size;
+}
+
+size_t payload_offset(const ArenaShape& shape) {
+  return round_up(windows_offset(shape) + num_windows(shape) * sizeof(Arena::Window), kPageBytes);
+}
+
+void check_shape(const ArenaShape& shape) {
+  TROUPE_CHECK(shape.world_size >= 1 && shape.world_size <= (1 << 16), "world_size {}",
+               shape.world_size);
+  const size_t needed = kMinSlotBytes * kSlotsPerWindow * shape.world_size;
+  if (shape.comm_buffer_bytes < needed)
+    throw_user_error("runtime_config.comm_buffer_mb: {} MiB are too few for {} ranks; write {}",
+                     shape.comm_buffer_bytes / kMiB, shape.world_size, (needed + kMiB - 1) / kMiB);
+  size_t all_windows = 0;
+  if (__builtin_mul_overflow(shape.comm_buffer_bytes, size_t(shape.world_size), &all_windows) ||
+      all_windows > (size_t{1} << 46))
+    throw_user_error(
+        "runtime_config.comm_buffer_mb: {} MiB for each of {} ranks are more than a "
+        "process can map; the usual value is 16",
+        shape.comm_buffer_bytes / kMiB, shape.world_size);
+}
+
+}  // namespace
+
+size_t ArenaShape::slot_bytes() const {
+  return comm_buffer_bytes / world_size / kSlotsPerWindow / kCacheLine * kCacheLine;
+}
+
+size_t ArenaShape::bytes() const {
+  return payload_offset(*this) + num_windows(*this) * kSlotsPerWindow * slot_bytes();
+}
+
+Arena::Arena(Fd fd, const ArenaShape& shape)
+    : fd_(std::move(fd)),
+      shape_(shape),
+      mapping_(fd_.get(), shape.bytes(), Mapping::Access::kReadWrite) {}
+
+Arena Arena::create(const ArenaShape& shape) {
+  check_shape(shape);
+  Arena arena(create_shared_memory("troupe-arena", shape.bytes()), shape);
+  arena.launch_state().world_size = shape.world_size;
+  arena.launch_state().slot_bytes = shape.slot_bytes();
+  for (int rank = 0; rank < shape.world_size; ++rank) {
+    arena.activity(rank).layer = -1;
+    arena.activity(rank).waiting_for = -1;
+  }
+  return arena;
+}
+
+Arena Arena::attach(Fd fd, const ArenaShape& shape) {
+  check_shape(shape);
+  struct stat status {};
+  if (::fstat(fd.get(), &status) != 0) throw_rank_error("{}", errno_text("fstat of the arena"));
+  if (static_cast<size_t>(status.st_size) != shape.bytes())
+    throw_rank_error("the arena has {} bytes, {} ranks with {} MiB of windows need {}",
+                     status.st_size, shape.world_size, shape.comm_buffer_bytes / kMiB,
+                     shape.bytes());
+  Arena arena(std::move(fd), shape);
+  const LaunchState& state = arena.launch_state();
+  if (state.world_size != shape.world_size || state.slot_bytes != shape.slot_bytes())
+    throw_rank_error("the arena was made for {} ranks and slots of {} bytes, not for {} and {}",
+                     state.world_size, state.slot_bytes, shape.world_size, shape.slot_bytes());
+  return arena;
+}
+
+bool Arena::aborted() const { return launch_state().aborted.load() != 0; }
+
+void Arena::abort() {
+  launch_state().aborted.store(1);
+  wake_all();
+}
+
+// Rings without looking who sleeps for whom: this concerns everybody.
+void Arena::wake_all() const {
+  for (int rank = 0; rank < shape_.world_size; ++rank) {
+    rank_state(rank).doorbell.fetch_add(1);
+    futex_wake(rank_state(rank).doorbell);
+  }
+}
+
+Activity& Arena::activity(int rank) const { return rank_state(rank).activity; }
+
+void Arena::publish_failure(int rank, const std::string& text) const {
+  RankState& state = rank_state(rank);
+  if (text.empty() || state.failure_length.load() != 0) return;
+  const size_t length = std::min(text.size(), kFailureTextBytes);
+  std::memcpy(state.failure_text, text.data(), length);
+  state.failure_length.store(static_cast<uint32_t>(length));
+  uint32_t nobody = 0;
+  launch_state().first_failed.compare_exchange_strong(nobody, static_cast<uint32_t>(rank) + 1);
+  wake_all();
+}
+
+std::string Arena::failure(int rank) const {
+  const RankState& state = rank_state(rank);
+  const size_t length = state.failure_length.load();
+  return std::string(state.failure_text, std::min(length, kFailureTextBytes));
+}
+
+int Arena::first_failed_rank() const {
+  const uint32_t failed = launch_state().first_failed.load();
+  return failed <= static_cast<uint32_t>(shape_.world_size) ? static_cast<int>(failed) - 1 : -1;
+}
+
+Arena::LaunchState& Arena::launch_state() const {
+  return *reinterpret_cast<LaunchState*>(mapping_.data());
+}
+
+Arena::RankState& Arena::rank_state(int rank) const {
+  TROUPE_CHECK(rank >= 0 && rank < shape_.world_size, "rank {} of {}", rank, shape_.world_size);
+  return reinterpret_cast<RankState*>(mapping_.data() + sizeof(LaunchState))[rank];
+}
+
+Arena::Window& Arena::window(int receiver, int sender) const {
+  TROUPE_CHECK(receiver >= 0 && receiver < shape_.world_size, "receiver {}", receiver);
+  TROUPE_CHECK(sender >= 0 && sender < shape_.world_size, "sender {}", sender);
+  auto* windows = reinterpret_cast<Window*>(mapping_.data() + windows_offset(shape_));
+  return windows[static_cast<size_t>(receiver) * shape_.world_size + sender];
+}
+
+std::byte* Arena::payload(int receiver, int sender, int slot) const {
+  const size_t window_idx = static_cast<size_t>(receiver) * shape_.world_size + sender;
+  const size_t slot_idx = window_idx * kSlotsPerWindow + slot;
+  return mapping_.data() + payload_offset(shape_) + slot_idx * shape_.slot_bytes();
+}
+
+}  // namespace troupe::comm

@@ -1,0 +1,105 @@
+// comm/arena_layout.h: the structs of the arena, byte by byte. Only comm/ includes this.
+//
+// Words that different processes write lie on different cache lines, so that a rank that polls a
+// word is not disturbed by its neighbour's writes. Everything starts as zero bytes.
+#pragma once
+
+#include "comm/arena.h"
+
+namespace troupe::comm {
+
+static_assert(std::atomic<uint64_t>::is_always_lock_free, "atomics work between processes");
+
+inline constexpr size_t kCacheLine = 64;
+inline constexpr uint64_t kSlotsPerWindow = 2;
+
+//   0  aborted       1 once the launch is ending
+//   4  first_failed  1 + the rank that published a failure first, 0 none
+//   8  world_size    )
+//  16  slot_bytes    ) written by create(), checked by attach()
+//  64
+struct alignas(kCacheLine) Arena::LaunchState {
+  std::atomic<uint32_t> aborted;
+  std::atomic<uint32_t> first_failed;
+  int32_t world_size;
+  uint64_t slot_bytes;
+};
+static_assert(sizeof(Arena::LaunchState) == 64);
+
+//   0  doorbell        futex word; whoever rings adds one and wakes
+//   4  sleeping_for    whom the rank sleeps for (below); set by the rank, cleared by who wakes it
+//  64  activity        written by the rank
+// 128  failure_length  0: none; stored after the text
+// 132  failure_text    not terminated
+// 704
+struct alignas(kCacheLine) Arena::RankState {
+  std::atomic<uint32_t> doorbell;
+  std::atomic<uint32_t> sleeping_for;
+  alignas(kCacheLine) Activity activity;
+  alignas(kCacheLine) std::atomic<uint32_t> failure_length;
+  char failure_text[kFailureTextBytes];
+};
+static_assert(offsetof(Arena::RankState, sleeping_for) == 4);
+static_assert(offsetof(Arena::RankState, activity) == 64);
+static_assert(offsetof(Arena::RankState, failure_length) == 128);
+static_assert(offsetof(Arena::RankState, failure_text) == 132);
+static_assert(sizeof(Arena::RankState) == 704);
+
+// Values of sleeping_for: awake, woken by any rank, else 1 + the only rank that wakes it.
+inline constexpr uint32_t kAwake = 0;
+inline constexpr uint32_t kSleepingForAny = 0xffffffff;
+
+// The header of one chunk of a message; both sides compute it, the reader compares.
+//
+//   0  operation    8  sequence     24  offset of this chunk in its message
+//   4  group       16  total_bytes  32  chunk_bytes
+//  40  phase: 0, or 1 for the second message of an all_reduce
+//  44  element: the DataType a reduction adds, 0 for the rest
+//  48  counts: dispatch [tokens, results expected], combine [results, 0], others [0, 0]
+//  64
+struct Arena::Slot {
+  Operation operation{};
+  uint32_t group = 0;
+  uint64_t sequence = 0;
+  uint64_t total_bytes = 0;
+  uint64_t offset = 0;
+  uint64_t chunk_bytes = 0;
+  uint32_t phase = 0;
+  uint32_t element = 0;
+  uint64_t counts[2] = {};
+
+  bool operator==(const Slot&) const = default;
+};
+static_assert(offsetof(Arena::Slot, sequence) == 8);
+static_assert(offsetof(Arena::Slot, total_bytes) == 16);
+static_assert(offsetof(Arena::Slot, offset) == 24);
+static_assert(offsetof(Arena::Slot, chunk_bytes) == 32);
+static_assert(offsetof(Arena::Slot, phase) == 40);
+static_assert(offsetof(Arena::Slot, element) == 44);
+static_assert(offsetof(Arena::Slot, counts) == 48);
+static_assert(sizeof(Arena::Slot) == 64);
+
+// One FIFO from a sender to a receiver. Chunk number n (from 0) lies in slot n % 2; the sender may
+// write it once consumed + 2 > n, the receiver may read it once published > n.
+//
+//   0  published  chunks ever sent, written by the sender
+//  64  consumed   chunks ever given back, written by the receiver
+// 128  slots      the headers, written by the sender
+// 256
+struct alignas(kCacheLine) Arena::Window {
+  std::atomic<uint64_t> published;
+  alignas(kCacheLine) std::atomic<uint64_t> consumed;
+  alignas(kCacheLine) Slot slots[kSlotsPerWindow];
+};
+static_assert(offsetof(Arena::Window, consumed) == 64);
+static_assert(offsetof(Arena::Window, slots) == 128);
+static_assert(sizeof(Arena::Window) == 256);
+
+// Wakes the process that sleeps on `word`, of which there is at most one; the word is shared
+// between processes. For the caller to change the word before.
+void futex_wake(std::atomic<uint32_t>& word);
+// Sleeps until woken, for at most `ns`; returns at once if the word is not `expected`. May return
+// early for no reason.
+void futex_wait(std::atomic<uint32_t>& word, uint32_t expected, int64_t ns);
+
+}  // namespace troupe::comm

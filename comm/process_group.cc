@@ -1,0 +1,103 @@
+#include "comm/process_group.h"
+
+#include <algorithm>
+#include <random>
+#include <utility>
+
+#include "base/error.h"
+#include "comm/transfer.h"
+
+namespace troupe::comm {
+namespace {
+
+// Two handles and one blocking call beside them.
+constexpr int kMaxInFlight = 3;
+
+}  // namespace
+
+size_t element_size(DataType type) {
+  switch (type) {
+    case DataType::kF32:
+      return 4;
+    case DataType::kBf16:
+      return 2;
+    case DataType::kBytes:
+    case DataType::kInt8:
+      return 1;
+  }
+  TROUPE_CHECK(false, "DataType {}", static_cast<int>(type));
+}
+
+Pending::Pending(Pending&& other) noexcept
+    : transfer_(std::exchange(other.transfer_, nullptr)), sequence_(other.sequence_) {}
+
+Pending& Pending::operator=(Pending&& other) noexcept {
+  std::swap(transfer_, other.transfer_);
+  std::swap(sequence_, other.sequence_);
+  return *this;
+}
+
+// A transfer with another sequence number is a later one, so this one is complete.
+Pending::~Pending() {
+  if (transfer_ != nullptr && transfer_->sequence() == sequence_)
+    transfer_->queue().abandon(*transfer_);
+}
+
+void Pending::wait() {
+  Transfer* transfer = std::exchange(transfer_, nullptr);
+  if (transfer == nullptr || transfer->sequence() != sequence_) return;
+  const Communicator& communicator = transfer->queue().communicator();
+  const Arena::Slot& call = transfer->call();
+  communicator.enter_collective(call.operation, call.group, call.sequence);
+  transfer->queue().wait(*transfer);
+  communicator.leave_collective();
+}
+
+ProcessGroup::ProcessGroup(Communicator& communicator, uint32_t id, std::vector<int> ranks)
+    : communicator_(communicator), id_(id), ranks_(std::move(ranks)) {
+  const auto me = std::find(ranks_.begin(), ranks_.end(), communicator.world_rank());
+  TROUPE_CHECK(me != ranks_.end(), "rank {} is not in group {}", communicator.world_rank(), id);
+  rank_ = static_cast<int>(me - ranks_.begin());
+  std::vector<int> sorted = ranks_;
+  std::sort(sorted.begin(), sorted.end());
+  TROUPE_CHECK(std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end() &&
+                   sorted.front() >= 0 && sorted.back() < communicator.world_size(),
+               "group {} names a rank twice or one that does not exist", id);
+
+  for (int peer = 0; peer < size(); ++peer)
+    if (peer != rank_) peer_order_.push_back(peer);
+  std::shuffle(peer_order_.begin(), peer_order_.end(), std::minstd_rand(rank_ + 1));
+  for (int i = 0; i < kMaxInFlight; ++i)
+    transfers_.push_back(
+        std::make_unique<Transfer>(communicator.transfers(), ranks_, rank_, peer_order_));
+}
+
+ProcessGroup::~ProcessGroup() {
+  for (const auto& transfer : transfers_) communicator_.transfers().abandon(*transfer);
+}
+
+Transfer& ProcessGroup::begin(Operation operation, DataType element) {
+  const auto free = std::find_if(transfers_.begin(), transfers_.end(),
+                                 [](const auto& transfer) { return transfer->complete(); });
+  TROUPE_CHECK(free != transfers_.end(), "more than two collectives of group {} in flight", id_);
+  (*free)->begin(operation, id_, next_sequence_++, element);
+  return **free;
+}
+
+void ProcessGroup::run(Transfer& transfer) {
+  const Arena::Slot& call = transfer.call();
+  communicator_.enter_collective(call.operation, call.group, call.sequence);
+  communicator_.transfers().start(transfer);
+  communicator_.transfers().wait(transfer);
+  communicator_.leave_collective();
+}
+
+Pending ProcessGroup::start(Transfer& transfer) {
+  const Arena::Slot& call = transfer.call();
+  communicator_.enter_collective(call.operation, call.group, call.sequence);
+  communicator_.transfers().start(transfer);
+  communicator_.leave_collective();
+  return Pending(transfer, call.sequence);
+}
+
+}  // namespace troupe::comm

@@ -1,0 +1,51 @@
+// launcher/commands.h: what each subcommand of `troupe` does, once its arguments are read.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace troupe::launcher {
+
+struct ConfigArguments {
+  std::filesystem::path config;
+  std::vector<std::string> overrides;  // --set
+};
+
+struct RunArguments {
+  ConfigArguments config;
+  std::vector<std::string> prompts;     // --prompt
+  std::vector<std::string> prompt_ids;  // --prompt-ids
+  std::filesystem::path prompt_file;
+  bool ignore_eos = false;
+  std::filesystem::path json;
+};
+// Streams a single prompt's answer to stdout as it comes; several are printed in the order given.
+void run_command(const RunArguments& arguments);
+
+struct ScoreArguments {
+  ConfigArguments config;
+  std::filesystem::path text_file;
+  std::vector<std::string> prompt_ids;
+  std::filesystem::path json, dump;
+  std::vector<std::string> dump_items;  // logits, router, mtp
+};
+void score_command(const ScoreArguments& arguments);
+
+struct TokenizeArguments {
+  std::filesystem::path tokenizer;
+  std::optional<std::string> text;
+  std::filesystem::path prompt_file;
+  std::string ids;
+  bool no_special = false;
+};
+void tokenize_command(const TokenizeArguments& arguments);
+
+struct CheckArguments {
+  ConfigArguments config;
+  bool fit = false;
+};
+void check_command(const CheckArguments& arguments);
+
+}  // namespace troupe::launcher

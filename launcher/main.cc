@@ -1,0 +1,156 @@
+// launcher/main.cc: the command line of `troupe`. Exit statuses: base/error.h.
+
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <string>
+
+#include "actors/rank.h"
+#include "base/error.h"
+#include "launcher/commands.h"
+#include "launcher/launch.h"
+#include "launcher/supervisor.h"
+#include "layers/isa.h"
+
+namespace troupe::launcher {
+
+namespace {
+
+void add_config(CLI::App* command, ConfigArguments& arguments) {
+  command->add_option("--config", arguments.config, "YAML file of the run")->required();
+  command->add_option("--set", arguments.overrides, "section.key=value, overrides the file; may repeat")
+      ->take_all()
+      ->allow_extra_args(false);
+}
+
+void add_run(CLI::App& app, RunArguments& arguments) {
+  CLI::App* command = app.add_subcommand("run", "generate text");
+  add_config(command, arguments.config);
+  command->add_option("--prompt", arguments.prompts, "text to continue; may repeat")
+      ->take_all()
+      ->allow_extra_args(false);
+  command->add_option("--prompt-file", arguments.prompt_file, "JSON: {\"text\": ...} or a list");
+  command->add_option("--prompt-ids", arguments.prompt_ids, "token ids 1,2,3 as they are; may repeat")
+      ->take_all()
+      ->allow_extra_args(false);
+  command->add_flag("--ignore-eos", arguments.ignore_eos, "do not stop at the end-of-text token");
+  command->add_option("--json", arguments.json, "write the report to this file");
+  command->callback([&] { run_command(arguments); });
+}
+
+void add_score(CLI::App& app, ScoreArguments& arguments) {
+  CLI::App* command = app.add_subcommand("score", "log-probabilities and perplexity of a text");
+  add_config(command, arguments.config);
+  command->add_option("--text-file", arguments.text_file, "text to score");
+  command->add_option("--prompt-ids", arguments.prompt_ids, "token ids 1,2,3 as they are; may repeat")
+      ->take_all()
+      ->allow_extra_args(false);
+  command->add_option("--json", arguments.json, "write the report to this file");
+  command->add_option("--dump", arguments.dump, "write tensors to this .safetensors file");
+  command->add_option("--dump-items", arguments.dump_items, "of logits,router,mtp")
+      ->delimiter(',')
+      ->default_str("logits");
+  command->callback([&] {
+    if (arguments.dump_items.empty()) arguments.dump_items = {"logits"};
+    score_command(arguments);
+  });
+}
+
+void add_tokenize(CLI::App& app, TokenizeArguments& arguments) {
+  CLI::App* command = app.add_subcommand("tokenize", "text to token ids and back, as JSON");
+  command->add_option("--tokenizer", arguments.tokenizer, "directory with tokenizer.json")->required();
+  command->add_option("--text", arguments.text, "text to encode");
+  command->add_option("--prompt-file", arguments.prompt_file, "JSON list of texts to encode");
+  command->add_option("--ids", arguments.ids, "token ids 1,2,3 to decode");
+  command->add_flag("--no-special", arguments.no_special, "add no BOS or EOS");
+  command->callback([&] { tokenize_command(arguments); });
+}
+
+void add_check(CLI::App& app, CheckArguments& arguments) {
+  CLI::App* command = app.add_subcommand("check", "validate a configuration; starts nothing");
+  add_config(command, arguments.config);
+  command->add_flag("--fit", arguments.fit, "fail if it does not fit this machine");
+  command->callback([&] { check_command(arguments); });
+}
+
+struct RankArguments {
+  int rank = -1;
+  int launcher_pid = 0;
+  std::string address;
+};
+
+void add_rank(CLI::App& app, RankArguments& arguments, int& status) {
+  CLI::App* command = app.add_subcommand("rank", "")->group("");  // hidden: started by the launcher
+  command->add_option("--rank", arguments.rank)->required();
+  command->add_option("--launcher-pid", arguments.launcher_pid)->required();
+  command->add_option("--address", arguments.address)->required();
+  command->callback([&] {
+    enter_rank_process(arguments.rank, arguments.launcher_pid);
+    constexpr int kFirst = Supervisor::kFirstFd;
+    status = actors::run_rank(arguments.rank, arguments.address,
+                              {.arena = kFirst, .weights = kFirst + 1, .kv_cache = kFirst + 2,
+                               .observation = kFirst + 3});
+  });
+}
+
+int fail(int status, const std::string& message) {
+  std::fputs(("troupe: " + message + "\n").c_str(), stderr);
+  return status;
+}
+
+int parse_and_run(CLI::App& app, int argc, char** argv) {
+  int status = kExitOk;
+  std::string log_level = "info";
+  RunArguments run;
+  ScoreArguments score;
+  TokenizeArguments tokenize;
+  CheckArguments check;
+  RankArguments rank;
+  app.add_option("--log-level", log_level, "of stderr")
+      ->check(CLI::IsMember({"debug", "info", "warn", "error", "off"}))
+      ->default_str("info");
+  app.set_version_flag("--version", std::string("troupe ") + TROUPE_VERSION);
+  app.require_subcommand(1);
+  app.fallthrough();
+  app.parse_complete_callback([&] {
+    spdlog::set_default_logger(spdlog::stderr_color_mt("troupe"));
+    spdlog::set_pattern("%^%l%$ %v");
+    spdlog::set_level(spdlog::level::from_str(log_level));
+    layers::active_isa();  // a wrong TROUPE_ISA is told before anything starts
+  });
+  add_run(app, run);
+  add_score(app, score);
+  add_tokenize(app, tokenize);
+  add_check(app, check);
+  add_rank(app, rank, status);
+  app.parse(argc, argv);
+  return status;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Troupe runs mixture-of-experts models on CPUs the way an accelerator cluster does.",
+               "troupe");
+  try {
+    return parse_and_run(app, argc, argv);
+  } catch (const CLI::Success& help) {
+    return app.exit(help);
+  } catch (const CLI::ParseError& error) {
+    return fail(kExitUserError, std::string(error.what()) + " (see troupe --help)");
+  } catch (const Interrupted& error) {
+    return fail(kExitInterrupted, error.what());
+  } catch (const UserError& error) {
+    return fail(kExitUserError, error.what());
+  } catch (const RankError& error) {
+    return fail(kExitRankFailed, error.what());
+  } catch (const std::exception& error) {
+    return fail(kExitInternal, error.what());
+  }
+}
+
+}  // namespace troupe::launcher
+
+int main(int argc, char** argv) { return troupe::launcher::main(argc, argv); }

@@ -1,0 +1,79 @@
+#include "launcher/prompts.h"
+
+#include <charconv>
+#include <nlohmann/json.hpp>
+#include <string_view>
+
+#include "base/error.h"
+#include "base/memory.h"
+#include "model/input_file.h"
+#include "model/json_file.h"
+
+namespace troupe::launcher {
+namespace {
+
+using nlohmann::json;
+
+constexpr size_t kMaxFileBytes = size_t{64} << 20;
+
+json read_json(const std::filesystem::path& file) {
+  const Mapping mapping = model::map_input_file(file);
+  if (mapping.size() > kMaxFileBytes) {
+    throw_user_error("{}: {} bytes; a prompt file has at most {}", file.string(), mapping.size(),
+                     kMaxFileBytes);
+  }
+  return model::parse_json({reinterpret_cast<const char*>(mapping.data()), mapping.size()},
+                           file.string());
+}
+
+Prompt to_prompt(const json& entry, const std::string& where) {
+  if (entry.is_string()) return {.text = entry.get<std::string>(), .ids = {}};
+  if (!entry.is_object()) {
+    throw_user_error("{}: expected a string or {{\"text\": \"...\"}}, got {}", where,
+                     entry.type_name());
+  }
+  const auto text = entry.find("text");
+  if (text == entry.end()) throw_user_error("{}: has no \"text\"", where);
+  if (!text->is_string()) {
+    throw_user_error("{}: \"text\" is {}, expected a string", where, text->type_name());
+  }
+  return {.text = text->get<std::string>(), .ids = {}};
+}
+
+int32_t parse_id(std::string_view text, std::string_view word) {
+  const auto not_space = [&](size_t at) { return at == std::string_view::npos ? 0 : at; };
+  word.remove_prefix(not_space(word.find_first_not_of(' ')));
+  word = word.substr(0, word.find_last_not_of(' ') + 1);
+  int32_t id = 0;
+  const auto [stop, error] = std::from_chars(word.data(), word.data() + word.size(), id);
+  if (word.empty() || error != std::errc{} || stop != word.data() + word.size() || id < 0) {
+    throw_user_error("token ids \"{}\": \"{}\" is no number from 0 to {}; write ids as 1,2,3",
+                     model::printable(text), model::printable(word), INT32_MAX);
+  }
+  return id;
+}
+
+}  // namespace
+
+std::vector<Prompt> read_prompt_file(const std::filesystem::path& file) {
+  const json document = read_json(file);
+  if (!document.is_array()) return {to_prompt(document, file.string())};
+  if (document.empty()) throw_user_error("{}: the list has no prompts", file.string());
+  std::vector<Prompt> prompts;
+  for (size_t i = 0; i < document.size(); ++i) {
+    prompts.push_back(to_prompt(document[i], fmt::format("{}: prompt {}", file.string(), i)));
+  }
+  return prompts;
+}
+
+std::vector<int32_t> parse_ids(const std::string& text) {
+  std::vector<int32_t> ids;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t comma = std::min(text.find(',', begin), text.size());
+    ids.push_back(parse_id(text, std::string_view(text).substr(begin, comma - begin)));
+    begin = comma + 1;
+  }
+  return ids;
+}
+
+}  // namespace troupe::launcher

@@ -1,0 +1,109 @@
+#include "launcher/report.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/memory.h"
+#include "layers/isa.h"
+
+namespace troupe::launcher {
+
+namespace {
+
+double ratio(double numerator, double denominator) {
+  return denominator > 0 ? numerator / denominator : 0;
+}
+
+}  // namespace
+
+RunMetrics run_metrics(const LaunchResult& result) {
+  double ttft = 0, tpot = 0;
+  int64_t started = 0, decoded = 0, drafted = 0, accepted = 0, forwards = 0;
+  for (const actors::Completion& c : result.completions) {
+    const auto tokens = static_cast<double>(c.tokens.size());
+    if (tokens >= 1) {
+      ttft += c.first_token_s;
+      ++started;
+    }
+    if (tokens >= 2) {
+      tpot += (c.last_token_s - c.first_token_s) / (tokens - 1);
+      ++decoded;
+    }
+    drafted += c.drafted;
+    accepted += c.accepted;
+    forwards += c.verify_steps;
+  }
+  const actors::StepStatistics& s = result.statistics;
+  const auto as_double = [](int64_t n) { return static_cast<double>(n); };
+  RunMetrics m;
+  m.ttft_ms = 1000 * ratio(ttft, as_double(started));
+  m.tpot_ms = 1000 * ratio(tpot, as_double(decoded));
+  m.prefill_tokens_per_s = ratio(as_double(s.prefill_tokens), s.prefill_s);
+  m.decode_tokens_per_s = ratio(as_double(s.decode_tokens), s.decode_s);
+  m.avg_accept_rate = ratio(as_double(accepted), as_double(drafted));
+  m.avg_accept_length = forwards > 0 ? ratio(as_double(accepted), as_double(forwards)) + 1 : 0;
+  m.avg_equivalent_time_ms =
+      1000 * ratio(ratio(s.decode_s, as_double(s.decode_steps)), m.avg_accept_length);
+  return m;
+}
+
+nlohmann::json metrics_json(int world_size, const LaunchResult& result) {
+  const RunMetrics m = run_metrics(result);
+  nlohmann::json ranks = nlohmann::json::array();
+  for (const RankFigures& r : result.ranks)
+    ranks.push_back({{"rank", r.rank},
+                     {"rss_mb", r.rss_mb},
+                     {"pss_mb", r.pss_mb},
+                     {"bytes_sent", r.bytes_sent},
+                     {"wait_ms", r.wait_ms}});
+  return {{"world_size", world_size},
+          {"isa", layers::isa_name(layers::active_isa())},
+          {"ttft_ms", m.ttft_ms},
+          {"tpot_ms", m.tpot_ms},
+          {"prefill_tokens_per_s", m.prefill_tokens_per_s},
+          {"decode_tokens_per_s", m.decode_tokens_per_s},
+          {"avg_accept_rate", m.avg_accept_rate},
+          {"avg_accept_length", m.avg_accept_length},
+          {"avg_equivalent_time_ms", m.avg_equivalent_time_ms},
+          {"load_s", result.load_s},
+          {"ranks", std::move(ranks)}};
+}
+
+std::string metrics_text(int world_size, const LaunchResult& result) {
+  const RunMetrics m = run_metrics(result);
+  size_t tokens = 0;
+  for (const actors::Completion& c : result.completions) tokens += c.tokens.size();
+  std::string text = fmt::format(
+      "{} tokens on {} rank{} ({}): TTFT {:.1f} ms, TPOT {:.2f} ms, prefill {:.0f} tokens/s, decode "
+      "{:.0f} tokens/s",
+      tokens, world_size, world_size == 1 ? "" : "s", layers::isa_name(layers::active_isa()),
+      m.ttft_ms, m.tpot_ms, m.prefill_tokens_per_s, m.decode_tokens_per_s);
+  if (m.avg_accept_length > 1 || m.avg_accept_rate > 0)
+    text += fmt::format("; MTP: accept rate {:.3f}, accept length {:.2f}, equivalent time {:.2f} ms",
+                        m.avg_accept_rate, m.avg_accept_length, m.avg_equivalent_time_ms);
+  return text;
+}
+
+void write_json_file(const std::filesystem::path& path, const nlohmann::json& json) {
+  // Text that is no UTF-8 cannot be told from a broken file later: replace it.
+  const std::string text =
+      json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  const std::string temporary = path.string() + ".part";
+  const Fd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+  bool whole = static_cast<bool>(fd);
+  for (size_t done = 0; whole && done < text.size();) {
+    const ssize_t written = ::write(fd.get(), text.data() + done, text.size() - done);
+    whole = written > 0;
+    done += whole ? static_cast<size_t>(written) : 0;
+  }
+  if (!whole || ::rename(temporary.c_str(), path.c_str()) != 0) {
+    const std::string why = errno_text("write");
+    ::unlink(temporary.c_str());
+    throw_user_error("{}: cannot write the report ({})", path.string(), why);
+  }
+}
+
+}  // namespace troupe::launcher

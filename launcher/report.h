@@ -1,0 +1,33 @@
+// launcher/report.h: the figures of a run, as JSON (docs/design.md, section 6) and as a few lines.
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "launcher/launch.h"
+
+namespace troupe::launcher {
+
+// Sums and means over a run; a field without data (no decode step, no drafts) is 0.
+struct RunMetrics {
+  double ttft_ms = 0;                 // mean over requests, from the start of the first step
+  double tpot_ms = 0;                 // mean over requests with 2 tokens and more
+  double prefill_tokens_per_s = 0;    // prompt tokens over the time of steps that read prompts
+  double decode_tokens_per_s = 0;     // tokens of pure decode steps over their time
+  double avg_accept_rate = 0;         // accepted / drafted
+  double avg_accept_length = 0;       // accepted / verification forwards + 1
+  double avg_equivalent_time_ms = 0;  // mean decode step / avg_accept_length
+};
+RunMetrics run_metrics(const LaunchResult& result);
+
+// The "metrics" object of the report.
+nlohmann::json metrics_json(int world_size, const LaunchResult& result);
+
+// "32 tokens, TTFT 12.1 ms, TPOT 3.4 ms, decode 290 tokens/s, MTP accepted 70 % of 45 drafts ..."
+std::string metrics_text(int world_size, const LaunchResult& result);
+
+// Writes the file whole or not at all. UserError naming the path.
+void write_json_file(const std::filesystem::path& path, const nlohmann::json& json);
+
+}  // namespace troupe::launcher

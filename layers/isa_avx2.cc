@@ -1,0 +1,2 @@
+#define TROUPE_ISA_NAMESPACE avx2
+#include "layers/isa_kernels.h"

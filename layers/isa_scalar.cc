@@ -1,0 +1,2 @@
+#define TROUPE_ISA_NAMESPACE scalar
+#include "layers/isa_kernels.h"

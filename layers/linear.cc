@@ -1,0 +1,145 @@
+#include "layers/linear.h"
+
+#include <cmath>
+#include <vector>
+
+#include "layers/kernels.h"
+
+namespace troupe::layers {
+namespace {
+
+// Keeps every size and offset of a matrix below 2^60.
+constexpr int64_t kMaxDim = int64_t{1} << 28;
+
+size_t element_bytes(WeightType type) {
+  switch (type) {
+    case WeightType::kF32:
+      return sizeof(float);
+    case WeightType::kBf16:
+      return sizeof(Bf16);
+    case WeightType::kFp8:
+      return 1;
+  }
+  TROUPE_CHECK(false, "weight type {}", static_cast<int>(type));
+}
+
+void check_shapes(const PackedMatrix& w, Matrix<const float> x, Matrix<float> y) {
+  TROUPE_CHECK(x.cols == w.cols && y.cols == w.rows && x.rows == y.rows,
+               "w [{}, {}] x [{}, {}] y [{}, {}]", w.rows, w.cols, x.rows, x.cols, y.rows, y.cols);
+}
+
+}  // namespace
+
+int64_t PackedMatrix::k_blocks() const {
+  if (type != WeightType::kFp8 || cols == 0) return 0;
+  return (leaves.k_end() - 1) / kFp8Block - leaves.k_begin() / kFp8Block + 1;
+}
+
+size_t PackedMatrix::data_bytes() const { return tiles() * cols * kTileRows * element_bytes(type); }
+
+size_t PackedMatrix::scale_bytes() const {
+  return tiles() * k_blocks() * kTileRows * sizeof(float);
+}
+
+PackedMatrix plan_packed(WeightType type, int64_t rows, const LeafRange& leaves) {
+  TROUPE_CHECK(0 <= rows && rows <= kMaxDim && 0 <= leaves.k_total && leaves.k_total <= kMaxDim,
+               "[{}, {}]", rows, leaves.k_total);
+  TROUPE_CHECK(0 <= leaves.first_leaf && 1 <= leaves.num_leaves && leaves.num_leaves <= kTpLeaves &&
+                   leaves.total_leaves <= kMaxDim &&
+                   leaves.first_leaf <= leaves.total_leaves - leaves.num_leaves,
+               "leaves {}+{} of {}", leaves.first_leaf, leaves.num_leaves, leaves.total_leaves);
+  return PackedMatrix{
+      .type = type, .rows = rows, .cols = leaves.k_end() - leaves.k_begin(), .leaves = leaves};
+}
+
+void linear(const PackedMatrix& w, Matrix<const float> x, Matrix<float> y, Rounding rounding) {
+  check_shapes(w, x, y);
+  int64_t leaf_ends[kTpLeaves];
+  for (int i = 0; i < w.leaves.num_leaves; ++i)
+    leaf_ends[i] = w.leaves.leaf_begin(w.leaves.first_leaf + i + 1) - w.leaves.k_begin();
+  const LinearArgs args{.weights = w.data,
+                        .scales = w.scales,
+                        .rows = w.rows,
+                        .cols = w.cols,
+                        .k_blocks = w.k_blocks(),
+                        .block_cols = kFp8Block,
+                        .block_offset = w.leaves.k_begin() % kFp8Block,
+                        .leaf_ends = leaf_ends,
+                        .num_leaves = w.leaves.num_leaves,
+                        .x = x.data,
+                        .x_stride = x.stride,
+                        .y = y.data,
+                        .y_stride = y.stride,
+                        .tokens = x.rows,
+                        .round_to_bf16 = rounding == Rounding::kBf16};
+  switch (w.type) {
+    case WeightType::kF32:
+      return kernels().linear_f32(args);
+    case WeightType::kBf16:
+      return kernels().linear_bf16(args);
+    case WeightType::kFp8:
+      return kernels().linear_fp8(args);
+  }
+}
+
+float fp8_e4m3_to_float(uint8_t code) {
+  const float sign = (code & 0x80) != 0 ? -1.0f : 1.0f;
+  const int exponent = code >> 3 & 15;
+  const int mantissa = code & 7;
+  if (exponent == 15 && mantissa == 7) return std::nanf("");
+  if (exponent == 0) return sign * std::ldexp(static_cast<float>(mantissa), -9);
+  return sign * std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
+}
+
+namespace reference {
+namespace {
+
+float weight(const PackedMatrix& w, int64_t n, int64_t k) {
+  const int64_t tile = n / kTileRows, lane = n % kTileRows;
+  const int64_t i = (tile * w.cols + k) * kTileRows + lane;
+  switch (w.type) {
+    case WeightType::kF32:
+      return reinterpret_cast<const float*>(w.data)[i];
+    case WeightType::kBf16:
+      return to_float(reinterpret_cast<const Bf16*>(w.data)[i]);
+    case WeightType::kFp8:
+      break;
+  }
+  const int64_t k_begin = w.leaves.k_begin();
+  const int64_t block = (k_begin + k) / kFp8Block - k_begin / kFp8Block;
+  return fp8_e4m3_to_float(static_cast<uint8_t>(w.data[i])) *
+         w.scales[(tile * w.k_blocks() + block) * kTileRows + lane];
+}
+
+float sum_of_pairs(std::vector<float> values) {
+  while (values.size() > 1) {
+    std::vector<float> sums;
+    for (size_t i = 0; i + 1 < values.size(); i += 2) sums.push_back(values[i] + values[i + 1]);
+    if (values.size() % 2 == 1) sums.push_back(values.back());
+    values = sums;
+  }
+  return values[0];
+}
+
+}  // namespace
+
+void linear(const PackedMatrix& w, Matrix<const float> x, Matrix<float> y, Rounding rounding) {
+  check_shapes(w, x, y);
+  const LeafRange& leaves = w.leaves;
+  for (int64_t t = 0; t < x.rows; ++t) {
+    for (int64_t n = 0; n < w.rows; ++n) {
+      std::vector<float> sums(leaves.num_leaves, 0.0f);
+      for (int leaf = 0; leaf < leaves.num_leaves; ++leaf) {
+        const int64_t begin = leaves.leaf_begin(leaves.first_leaf + leaf) - leaves.k_begin();
+        const int64_t end = leaves.leaf_begin(leaves.first_leaf + leaf + 1) - leaves.k_begin();
+        for (int64_t k = begin; k < end; ++k)
+          sums[leaf] = std::fma(weight(w, n, k), x.row(t)[k], sums[leaf]);
+      }
+      const float sum = sum_of_pairs(sums);
+      y.row(t)[n] = rounding == Rounding::kBf16 ? round_to_bf16(sum) : sum;
+    }
+  }
+}
+
+}  // namespace reference
+}  // namespace troupe::layers

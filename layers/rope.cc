@@ -1,0 +1,103 @@
+#include "layers/rope.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "base/bf16.h"
+#include "base/error.h"
+
+namespace troupe::layers {
+namespace {
+
+double yarn_mscale(double scale, double mscale) {
+  return scale <= 1 ? 1 : 0.1 * mscale * std::log(scale) + 1;
+}
+
+// The (fractional) dimension whose wave turns `num_rotations` times over the original length.
+double correction_dim(double num_rotations, int dim, double theta, const YarnConfig& yarn) {
+  const double length = static_cast<double>(yarn.original_max_position_embeddings);
+  return dim * std::log(length / (num_rotations * 2 * std::numbers::pi)) / (2 * std::log(theta));
+}
+
+// How much of each frequency is interpolated: 0 below `low`, 1 from `high` on.
+std::vector<double> linear_ramp(double low, double high, int size) {
+  if (low == high) high += 0.001;
+  std::vector<double> ramp(size);
+  for (int i = 0; i < size; ++i) ramp[i] = std::clamp((i - low) / (high - low), 0.0, 1.0);
+  return ramp;
+}
+
+void interpolate(std::vector<double>& frequencies, int dim, double theta, const YarnConfig& yarn) {
+  const double low = std::max(std::floor(correction_dim(yarn.beta_fast, dim, theta, yarn)), 0.0);
+  const double high =
+      std::min(std::ceil(correction_dim(yarn.beta_slow, dim, theta, yarn)), dim - 1.0);
+  const std::vector<double> ramp = linear_ramp(low, high, dim / 2);
+  for (int i = 0; i < dim / 2; ++i) {
+    const double smooth = 1 - ramp[i];
+    frequencies[i] = frequencies[i] / yarn.factor * (1 - smooth) + frequencies[i] * smooth;
+  }
+}
+
+void rotate(float* x, const float* cos, const float* sin, int64_t pairs, Rounding rounding) {
+  for (int64_t i = 0; i < pairs; ++i) {
+    const float a = x[2 * i];
+    const float b = x[2 * i + 1];
+    const float real = a * cos[i] - b * sin[i];
+    const float imaginary = a * sin[i] + b * cos[i];
+    x[2 * i] = rounding == Rounding::kBf16 ? round_to_bf16(real) : real;
+    x[2 * i + 1] = rounding == Rounding::kBf16 ? round_to_bf16(imaginary) : imaginary;
+  }
+}
+
+}  // namespace
+
+Rope::Rope(int dim, double theta, const std::optional<YarnConfig>& yarn)
+    : dim_(dim), softmax_scale_factor_(1), amplitude_(1), frequencies_(dim / 2) {
+  TROUPE_CHECK(dim > 0 && dim % 2 == 0 && theta > 1, "dim {} theta {}", dim, theta);
+  for (int i = 0; i < dim / 2; ++i) frequencies_[i] = 1 / std::pow(theta, 2.0 * i / dim);
+  if (!yarn) return;
+
+  TROUPE_CHECK(yarn->factor > 0 && yarn->beta_fast > 0 && yarn->beta_slow > 0 &&
+                   yarn->original_max_position_embeddings > 0,
+               "factor {} beta_fast {} beta_slow {} original_max_position_embeddings {}",
+               yarn->factor, yarn->beta_fast, yarn->beta_slow,
+               yarn->original_max_position_embeddings);
+  interpolate(frequencies_, dim, theta, *yarn);
+  const double mscale_all_dim = yarn_mscale(yarn->factor, yarn->mscale_all_dim);
+  amplitude_ = yarn_mscale(yarn->factor, yarn->mscale) / mscale_all_dim;
+  softmax_scale_factor_ = mscale_all_dim * mscale_all_dim;
+}
+
+void Rope::angles(std::span<const int32_t> positions, Matrix<float> cos, Matrix<float> sin) const {
+  const int64_t tokens = static_cast<int64_t>(positions.size());
+  TROUPE_CHECK(
+      cos.rows == tokens && sin.rows == tokens && cos.cols == dim_ / 2 && sin.cols == dim_ / 2,
+      "cos [{}, {}], sin [{}, {}], {} positions of dim {}", cos.rows, cos.cols, sin.rows, sin.cols,
+      tokens, dim_);
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int i = 0; i < dim_ / 2; ++i) {
+      const double angle = positions[t] * frequencies_[i];
+      cos.row(t)[i] = static_cast<float>(std::cos(angle) * amplitude_);
+      sin.row(t)[i] = static_cast<float>(std::sin(angle) * amplitude_);
+    }
+  }
+}
+
+void apply_rope(Matrix<float> x, int vectors_per_token, int64_t vector_stride,
+                Matrix<const float> cos, Matrix<const float> sin, Rounding rounding) {
+  const int64_t last_end = (vectors_per_token - 1) * vector_stride + 2 * cos.cols;
+  TROUPE_CHECK(cos.rows == x.rows && sin.rows == x.rows && cos.cols == sin.cols,
+               "x has {} tokens, cos [{}, {}], sin [{}, {}]", x.rows, cos.rows, cos.cols, sin.rows,
+               sin.cols);
+  TROUPE_CHECK(vector_stride >= 2 * cos.cols && last_end <= x.stride,
+               "{} vectors of {}, {} apart, in rows {} apart", vectors_per_token, 2 * cos.cols,
+               vector_stride, x.stride);
+  for (int64_t t = 0; t < x.rows; ++t) {
+    for (int v = 0; v < vectors_per_token; ++v) {
+      rotate(x.row(t) + v * vector_stride, cos.row(t), sin.row(t), cos.cols, rounding);
+    }
+  }
+}
+
+}  // namespace troupe::layers

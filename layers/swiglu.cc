@@ -1,0 +1,42 @@
+#include "layers/swiglu.h"
+
+#include "layers/exp.h"
+#include "layers/kernels.h"
+
+namespace troupe::layers {
+namespace {
+
+void check_shapes(Matrix<const float> gate_up, Matrix<float> out) {
+  TROUPE_CHECK(gate_up.rows == out.rows && gate_up.cols == 2 * out.cols,
+               "gate_up [{}, {}] out [{}, {}]", gate_up.rows, gate_up.cols, out.rows, out.cols);
+}
+
+}  // namespace
+
+void swiglu(Matrix<const float> gate_up, Matrix<float> out, Rounding rounding) {
+  check_shapes(gate_up, out);
+  const Kernels& isa = kernels();
+  for (int64_t t = 0; t < out.rows; ++t)
+    isa.swiglu_row({.gate = gate_up.row(t),
+                    .up = gate_up.row(t) + out.cols,
+                    .out = out.row(t),
+                    .width = out.cols,
+                    .round_to_bf16 = rounding == Rounding::kBf16});
+}
+
+namespace reference {
+
+void swiglu(Matrix<const float> gate_up, Matrix<float> out, Rounding rounding) {
+  check_shapes(gate_up, out);
+  for (int64_t t = 0; t < out.rows; ++t) {
+    for (int64_t i = 0; i < out.cols; ++i) {
+      const float gate = gate_up.row(t)[i];
+      const float up = gate_up.row(t)[out.cols + i];
+      const float value = gate / (1.0f + exp_f32(0.0f - gate)) * up;
+      out.row(t)[i] = rounding == Rounding::kBf16 ? round_to_bf16(value) : value;
+    }
+  }
+}
+
+}  // namespace reference
+}  // namespace troupe::layers

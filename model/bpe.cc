@@ -1,0 +1,117 @@
+#include "model/bpe.h"
+
+#include <functional>
+#include <queue>
+#include <tuple>
+
+#include "base/error.h"
+
+namespace troupe::model {
+
+namespace {
+
+uint64_t pair_key(int32_t left, int32_t right) {
+  return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
+}
+
+}  // namespace
+
+// A piece while it is merged: a linked list in an array, where symbol i starts at byte i, and the
+// merges that were possible when they were queued. A queued merge is not taken back when its
+// symbols change; it is checked when its turn comes.
+class Bpe::Word {
+ public:
+  Word(const Bpe& bpe, std::vector<int32_t> ids);
+  void merge_all();
+  void append_to(std::vector<int32_t>& ids) const;
+
+ private:
+  static constexpr int32_t kGone = -1;  // the id of a symbol that was merged into the one before
+
+  struct Symbol {
+    int32_t id;
+    int32_t previous, next;  // -1 and size() at the ends
+  };
+  struct Candidate {
+    int32_t rank, position, result;
+    bool operator>(const Candidate& other) const {
+      return std::tie(rank, position) > std::tie(other.rank, other.position);
+    }
+  };
+
+  bool is_symbol(int32_t at) const { return at >= 0 && at < static_cast<int32_t>(symbols_.size()); }
+  void consider(int32_t left, int32_t right);
+
+  const Bpe& bpe_;
+  std::vector<Symbol> symbols_;
+  std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> queue_;
+};
+
+Bpe::Word::Word(const Bpe& bpe, std::vector<int32_t> ids) : bpe_(bpe) {
+  symbols_.reserve(ids.size());
+  for (int32_t i = 0; i < static_cast<int32_t>(ids.size()); ++i)
+    symbols_.push_back({ids[i], i - 1, i + 1});
+  for (int32_t i = 1; i < static_cast<int32_t>(ids.size()); ++i) consider(i - 1, i);
+}
+
+void Bpe::Word::consider(int32_t left, int32_t right) {
+  if (!is_symbol(left) || !is_symbol(right)) return;
+  const Rule* rule = bpe_.find(symbols_[left].id, symbols_[right].id);
+  if (rule != nullptr) queue_.push({rule->rank, left, rule->result});
+}
+
+void Bpe::Word::merge_all() {
+  while (!queue_.empty()) {
+    const Candidate candidate = queue_.top();
+    queue_.pop();
+    Symbol& left = symbols_[candidate.position];
+    if (left.id == kGone || !is_symbol(left.next)) continue;
+    Symbol& right = symbols_[left.next];
+    // The reference asks for the same result only, not for the pair that was queued.
+    const Rule* rule = bpe_.find(left.id, right.id);
+    if (rule == nullptr || rule->result != candidate.result) continue;
+
+    left.id = candidate.result;
+    left.next = right.next;
+    right.id = kGone;
+    if (is_symbol(left.next)) symbols_[left.next].previous = candidate.position;
+    consider(left.previous, candidate.position);
+    consider(candidate.position, left.next);
+  }
+}
+
+void Bpe::Word::append_to(std::vector<int32_t>& ids) const {
+  for (const Symbol& symbol : symbols_)
+    if (symbol.id != kGone) ids.push_back(symbol.id);
+}
+
+Bpe::Bpe(const std::array<int32_t, 256>& byte_ids, std::span<const Merge> merges)
+    : byte_ids_(byte_ids) {
+  rules_.reserve(merges.size());
+  for (size_t rank = 0; rank < merges.size(); ++rank)
+    rules_[pair_key(merges[rank].left, merges[rank].right)] = {static_cast<int32_t>(rank),
+                                                               merges[rank].result};
+}
+
+const Bpe::Rule* Bpe::find(int32_t left, int32_t right) const {
+  const auto found = rules_.find(pair_key(left, right));
+  return found == rules_.end() ? nullptr : &found->second;
+}
+
+void Bpe::encode(std::string_view piece, std::vector<int32_t>& ids) const {
+  // The reference drops such bytes without a word: the text would not come back.
+  std::vector<int32_t> bytes;
+  bytes.reserve(piece.size());
+  for (const char c : piece) {
+    const auto byte = static_cast<uint8_t>(c);
+    if (byte_ids_[byte] < 0)
+      throw_user_error("tokenizer.json: the vocabulary has no token for byte {:#04x} of the text",
+                       byte);
+    bytes.push_back(byte_ids_[byte]);
+  }
+  Word word(*this, std::move(bytes));
+  word.merge_all();
+  word.append_to(ids);
+}
+
+}  // namespace troupe::model

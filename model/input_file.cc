@@ -1,0 +1,31 @@
+#include "model/input_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <system_error>
+
+#include "base/error.h"
+
+namespace troupe::model {
+
+Mapping map_input_file(const std::filesystem::path& path) {
+  const auto reason = [] { return std::generic_category().message(errno); };
+  const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (!fd) throw_user_error("{}: cannot be opened: {}", path.string(), reason());
+  struct stat status {};
+  if (::fstat(fd.get(), &status) != 0)
+    throw_user_error("{}: cannot be read: {}", path.string(), reason());
+  if (!S_ISREG(status.st_mode))
+    throw_user_error("{}: is {}, not a file", path.string(),
+                     S_ISDIR(status.st_mode) ? "a directory" : "a device or pipe");
+  if (status.st_size == 0) throw_user_error("{}: is empty", path.string());
+  try {
+    return Mapping(fd.get(), static_cast<size_t>(status.st_size), Mapping::Access::kReadOnly);
+  } catch (const std::runtime_error& error) {
+    throw_user_error("{}: cannot be mapped: {}", path.string(), error.what());
+  }
+}
+
+}  // namespace troupe::model

@@ -1,0 +1,177 @@
+#include "model/model_config.h"
+
+#include <cmath>
+#include <limits>
+
+#include "base/error.h"
+#include "model/json_file.h"
+
+namespace troupe::model {
+namespace {
+
+// Far above every published model, and small enough that no product of three sizes overflows.
+constexpr IntegerBounds kVocab{1, 1 << 22};
+constexpr IntegerBounds kWidth{1, 1 << 17};
+constexpr IntegerBounds kHeadDim{1, 1 << 12};
+constexpr IntegerBounds kLoraRank{1, 1 << 15};
+constexpr IntegerBounds kHeads{1, 1 << 12};
+constexpr IntegerBounds kLayers{1, 1024};
+constexpr IntegerBounds kExperts{0, 4096};
+constexpr NumberBounds kRotations{1e-6, 1e6};
+
+int as_int(int64_t value) { return static_cast<int>(value); }
+
+void read_sizes(const JsonObject& json, ModelConfig& config) {
+  config.vocab_size = json.integer("vocab_size", kVocab);
+  config.hidden_size = json.integer("hidden_size", kWidth);
+  config.intermediate_size = json.integer("intermediate_size", kWidth);
+  config.num_hidden_layers = as_int(json.integer("num_hidden_layers", kLayers));
+  config.num_nextn_predict_layers = as_int(json.integer("num_nextn_predict_layers", {0, 16}, 0));
+  config.max_position_embeddings = json.integer("max_position_embeddings", {1, 1 << 30});
+  config.rms_norm_eps = static_cast<float>(json.number("rms_norm_eps", {1e-30, 1}));
+  config.tie_word_embeddings = json.boolean("tie_word_embeddings", false);
+  json.choice<bool>("hidden_act", {{"silu", true}}, true);
+}
+
+// num_key_value_heads says nothing here: MLA has one latent row for all heads.
+void read_attention(const JsonObject& json, ModelConfig& config) {
+  config.num_attention_heads = as_int(json.integer("num_attention_heads", kHeads));
+  config.q_lora_rank = json.integer("q_lora_rank", {0, kLoraRank.max}, 0);
+  config.kv_lora_rank = json.integer("kv_lora_rank", kLoraRank);
+  config.qk_nope_head_dim = json.integer("qk_nope_head_dim", kHeadDim);
+  config.qk_rope_head_dim = json.integer("qk_rope_head_dim", kHeadDim);
+  config.v_head_dim = json.integer("v_head_dim", kHeadDim);
+  if (config.qk_rope_head_dim % 2 != 0)
+    json.fail("qk_rope_head_dim", "must be even: rotary embedding turns pairs");
+  if (json.boolean("attention_bias", false))
+    json.fail("attention_bias", "true is not supported; supported: false");
+}
+
+void read_rope(const JsonObject& json, ModelConfig& config) {
+  config.rope_theta = json.number("rope_theta", {1, 1e12}, 10000);
+  if (!json.has("rope_scaling")) return;
+  const JsonObject scaling = json.object("rope_scaling");
+  const char* type_key = scaling.has("rope_type") ? "rope_type" : "type";
+  if (!scaling.choice<bool>(type_key, {{"yarn", true}, {"default", false}})) return;
+  layers::YarnConfig yarn;
+  yarn.factor = scaling.number("factor", {1, 1e6});
+  yarn.beta_fast = scaling.number("beta_fast", kRotations, yarn.beta_fast);
+  yarn.beta_slow = scaling.number("beta_slow", kRotations, yarn.beta_slow);
+  yarn.mscale = scaling.number("mscale", {0, 1e6}, yarn.mscale);
+  yarn.mscale_all_dim = scaling.number("mscale_all_dim", {0, 1e6}, yarn.mscale_all_dim);
+  yarn.original_max_position_embeddings =
+      scaling.integer("original_max_position_embeddings", {1, 1 << 30});
+  config.yarn = yarn;
+}
+
+enum class TopkMethod { kGreedy, kGroupLimitedGreedy, kNoauxTc };
+
+void check_groups(const JsonObject& json, const layers::TopkGateConfig& gate) {
+  if (gate.num_experts % gate.num_groups != 0)
+    json.fail("n_group", fmt::format("{} does not divide n_routed_experts {}", gate.num_groups,
+                                     gate.num_experts));
+  const int group_size = gate.num_experts / gate.num_groups;
+  if (gate.num_groups > 1 && gate.group_score == layers::GroupScore::kTopTwoSum && group_size < 2)
+    json.fail("n_group", "leaves one expert per group; noaux_tc scores a group by two");
+  if (gate.topk > gate.topk_groups * group_size)
+    json.fail("num_experts_per_tok",
+              fmt::format("{} is more than topk_group {} groups of {} experts hold", gate.topk,
+                          gate.topk_groups, group_size));
+}
+
+// Missing keys mean what the Hugging Face configuration classes of the two families default to.
+//
+// Weights follow deepseek-ai/DeepSeek-V3, inference/model.py, Gate: sigmoid scores are divided by
+// their sum, softmax scores are not (norm_topk_prob can say otherwise), and both are multiplied by
+// the scaling factor. Hugging Face's DeepSeek-V2 leaves the factor out when norm_topk_prob is set;
+// no published checkpoint sets both.
+void read_gate(const JsonObject& json, ModelConfig& config) {
+  const bool v3 = config.family == Family::kDeepseekV3;
+  const auto method =
+      json.choice<TopkMethod>("topk_method",
+                              {{"greedy", TopkMethod::kGreedy},
+                               {"group_limited_greedy", TopkMethod::kGroupLimitedGreedy},
+                               {"noaux_tc", TopkMethod::kNoauxTc}},
+                              v3 ? TopkMethod::kNoauxTc : TopkMethod::kGreedy);
+  layers::TopkGateConfig& gate = config.gate;
+  gate.num_experts = config.n_routed_experts;
+  gate.topk = as_int(json.integer("num_experts_per_tok", {1, gate.num_experts}));
+  gate.score = json.choice<layers::ScoreFunction>(
+      "scoring_func",
+      {{"sigmoid", layers::ScoreFunction::kSigmoid}, {"softmax", layers::ScoreFunction::kSoftmax}},
+      v3 ? layers::ScoreFunction::kSigmoid : layers::ScoreFunction::kSoftmax);
+  gate.normalize = json.boolean("norm_topk_prob", gate.score == layers::ScoreFunction::kSigmoid);
+  gate.routed_scale =
+      static_cast<float>(json.number("routed_scaling_factor", {1e-6, 1e6}, v3 ? 2.5 : 1.0));
+  gate.group_score =
+      method == TopkMethod::kNoauxTc ? layers::GroupScore::kTopTwoSum : layers::GroupScore::kMax;
+  config.gate_has_bias = method == TopkMethod::kNoauxTc;
+  gate.num_groups = gate.topk_groups = 1;
+  if (method != TopkMethod::kGreedy) {
+    gate.num_groups = as_int(json.integer("n_group", {1, gate.num_experts}, v3 ? 8 : 1));
+    gate.topk_groups = as_int(json.integer("topk_group", {1, gate.num_groups}, v3 ? 4 : 1));
+  }
+  check_groups(json, gate);
+}
+
+void read_moe(const JsonObject& json, ModelConfig& config) {
+  config.n_routed_experts = as_int(json.integer("n_routed_experts", kExperts, 0));
+  if (config.n_routed_experts == 0) return;  // a dense model
+  config.moe_intermediate_size = json.integer("moe_intermediate_size", kWidth);
+  config.n_shared_experts = as_int(json.integer("n_shared_experts", {0, 64}, 0));
+  config.first_k_dense_replace =
+      as_int(json.integer("first_k_dense_replace", {0, config.num_hidden_layers}, 0));
+  config.moe_layer_freq = as_int(json.integer("moe_layer_freq", kLayers, 1));
+  read_gate(json, config);
+}
+
+void read_quantization(const JsonObject& json, ModelConfig& config) {
+  if (!json.has("quantization_config")) return;
+  const JsonObject quantization = json.object("quantization_config");
+  quantization.choice<bool>("quant_method", {{"fp8", true}});
+  quantization.choice<bool>("fmt", {{"e4m3", true}}, true);
+  quantization.choice<bool>("activation_scheme", {{"dynamic", true}}, true);
+  const std::vector<int64_t> block = quantization.integers("weight_block_size", {1, 1 << 17});
+  if (block != std::vector<int64_t>{layers::kFp8Block, layers::kFp8Block})
+    quantization.fail("weight_block_size", "is not supported; supported: [128, 128]");
+  config.fp8_weights = true;
+}
+
+void read_eos(const std::filesystem::path& directory, const JsonObject& json, ModelConfig& config) {
+  const IntegerBounds ids{0, config.vocab_size - 1};
+  std::vector<int64_t> found;
+  const std::filesystem::path path = directory / "generation_config.json";
+  if (std::filesystem::exists(path)) {
+    const nlohmann::json generation = read_json_file(path);
+    found = JsonObject(generation, path.string()).integers("eos_token_id", ids);
+  }
+  if (found.empty()) found = json.integers("eos_token_id", ids);
+  for (const int64_t id : found) config.eos_token_ids.push_back(static_cast<int32_t>(id));
+}
+
+}  // namespace
+
+float ModelConfig::softmax_scale() const {
+  const layers::Rope rope(static_cast<int>(qk_rope_head_dim), rope_theta, yarn);
+  return static_cast<float>(rope.softmax_scale_factor() /
+                            std::sqrt(static_cast<double>(qk_head_dim())));
+}
+
+ModelConfig read_model_config(const std::filesystem::path& directory) {
+  const std::filesystem::path path = directory / "config.json";
+  const nlohmann::json file = read_json_file(path);
+  const JsonObject json(file, path.string());
+  ModelConfig config;
+  config.family = json.choice<Family>(
+      "model_type", {{"deepseek_v2", Family::kDeepseekV2}, {"deepseek_v3", Family::kDeepseekV3}});
+  config.model_type = file["model_type"];
+  read_sizes(json, config);
+  read_attention(json, config);
+  read_rope(json, config);
+  read_moe(json, config);
+  read_quantization(json, config);
+  read_eos(directory, json, config);
+  return config;
+}
+
+}  // namespace troupe::model

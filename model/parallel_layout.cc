@@ -1,0 +1,133 @@
+#include "model/parallel_layout.h"
+
+#include <fmt/ranges.h>
+
+#include "base/error.h"
+
+namespace troupe::model {
+namespace {
+
+std::vector<int64_t> divisors(int64_t of, int64_t at_most) {
+  std::vector<int64_t> result;
+  for (int64_t size = 1; size <= at_most && size <= of; ++size)
+    if (of % size == 0) result.push_back(size);
+  return result;
+}
+
+constexpr int kMaxWorldSize = 4096;
+
+void check_divides_world(const char* key, int size, int world_size) {
+  if (size < 1 || size > world_size || world_size % size != 0)
+    throw_user_error("parallel_config.{} {} does not divide world_size {}; use one of {}", key,
+                     size, world_size, fmt::join(divisors(world_size, world_size), ", "));
+}
+
+void check_divides_heads(const char* key, int size, int heads, int world_size) {
+  if (heads % size == 0) return;
+  std::vector<int64_t> usable;
+  for (const int64_t divisor : divisors(heads, world_size))
+    if (world_size % divisor == 0) usable.push_back(divisor);
+  throw_user_error(
+      "parallel_config.{} {}: {} attention heads cannot be divided by it; use one of {}", key, size,
+      heads, fmt::join(usable, ", "));
+}
+
+// Every part of a width that is cut into `size` holds at least one column.
+void check_cuts(const char* key, int size, const char* what, int64_t width) {
+  if (size > width)
+    throw_user_error("parallel_config.{} {}: {} {} cannot be cut that often; use at most {}", key,
+                     size, what, width, width);
+}
+
+void check_experts(const ParallelSizes& sizes, const ModelConfig& config) {
+  const int experts = config.n_routed_experts;
+  if (experts == 0) return;
+  const int ep = sizes.moe_ep_size();
+  if (experts % ep != 0)
+    throw_user_error(
+        "parallel_config.world_size {}: {} experts cannot be divided by moe_ep_size {} (= "
+        "world_size / moe_tp_size); moe_ep_size must be one of {}",
+        sizes.world_size, experts, ep, fmt::join(divisors(experts, experts), ", "));
+  check_cuts("moe_tp_size", sizes.moe_tp_size, "moe_intermediate_size",
+             config.moe_intermediate_size);
+  if (config.n_shared_experts > 0)
+    check_cuts("shared_tp_size", sizes.shared_tp_size, "shared experts' width",
+               config.shared_intermediate_size());
+}
+
+Range part(int64_t width, int index, int count) {
+  return {index * width / count, (index + 1) * width / count};
+}
+
+}  // namespace
+
+ParallelLayout::ParallelLayout(const ParallelSizes& sizes, const ModelConfig& config)
+    : sizes_(sizes),
+      num_heads_(config.num_attention_heads),
+      num_experts_(config.n_routed_experts),
+      vocab_size_(config.vocab_size) {
+  const int world_size = sizes.world_size;
+  if (world_size < 1 || world_size > kMaxWorldSize)
+    throw_user_error("parallel_config.world_size {}: must be from 1 to {}", world_size,
+                     kMaxWorldSize);
+  const std::pair<const char*, int> tp_sizes[] = {
+      {"attn_tp_size", sizes.attn_tp_size},     {"dense_tp_size", sizes.dense_tp_size},
+      {"moe_tp_size", sizes.moe_tp_size},       {"embed_tp_size", sizes.embed_tp_size},
+      {"lmhead_tp_size", sizes.lmhead_tp_size}, {"o_proj_tp_size", sizes.o_proj_tp_size},
+      {"shared_tp_size", sizes.shared_tp_size}};
+  for (const auto& [key, size] : tp_sizes) check_divides_world(key, size, world_size);
+  if (sizes.cp_size != 1 && sizes.cp_size != world_size)
+    throw_user_error("parallel_config.cp_size {}: must be 1 or world_size {}", sizes.cp_size,
+                     world_size);
+  check_divides_heads("attn_tp_size", sizes.attn_tp_size, config.num_attention_heads, world_size);
+  check_divides_heads("o_proj_tp_size", sizes.o_proj_tp_size, config.num_attention_heads,
+                      world_size);
+  check_experts(sizes, config);
+  check_cuts("dense_tp_size", sizes.dense_tp_size, "intermediate_size", config.intermediate_size);
+  check_cuts("embed_tp_size", sizes.embed_tp_size, "vocab_size", config.vocab_size);
+  check_cuts("lmhead_tp_size", sizes.lmhead_tp_size, "vocab_size", config.vocab_size);
+}
+
+std::vector<int> ParallelLayout::tp_group(int world_rank, int tp_size) {
+  std::vector<int> ranks(tp_size);
+  for (int i = 0; i < tp_size; ++i) ranks[i] = world_rank / tp_size * tp_size + i;
+  return ranks;
+}
+
+std::vector<int> ParallelLayout::ep_group(int world_rank) const {
+  std::vector<int> ranks(sizes_.moe_ep_size());
+  for (int i = 0; i < sizes_.moe_ep_size(); ++i)
+    ranks[i] = i * sizes_.moe_tp_size + tp_rank(world_rank, sizes_.moe_tp_size);
+  return ranks;
+}
+
+Range ParallelLayout::heads(int world_rank) const {
+  return part(num_heads_, tp_rank(world_rank, sizes_.attn_tp_size), sizes_.attn_tp_size);
+}
+
+Range ParallelLayout::experts(int world_rank) const {
+  return part(num_experts_, ep_rank(world_rank), sizes_.moe_ep_size());
+}
+
+Range ParallelLayout::vocab_rows(int world_rank) const {
+  return part(vocab_size_, tp_rank(world_rank, sizes_.embed_tp_size), sizes_.embed_tp_size);
+}
+
+Range ParallelLayout::vocab_columns(int world_rank) const {
+  return part(vocab_size_, tp_rank(world_rank, sizes_.lmhead_tp_size), sizes_.lmhead_tp_size);
+}
+
+Range ParallelLayout::columns(int64_t width, int tp_rank, int tp_size) {
+  const layers::LeafRange owned = leaves(width, tp_rank, tp_size);
+  return {owned.k_begin(), owned.k_end()};
+}
+
+layers::LeafRange ParallelLayout::leaves(int64_t k_total, int tp_rank, int tp_size) {
+  const bool divides = layers::kTpLeaves % tp_size == 0;
+  const int total = divides ? layers::kTpLeaves : tp_size;
+  const int each = total / tp_size;
+  return {
+      .k_total = k_total, .total_leaves = total, .first_leaf = tp_rank * each, .num_leaves = each};
+}
+
+}  // namespace troupe::model

@@ -1,0 +1,83 @@
+// model/weight_source.h: where the numbers of a tensor come from: a checkpoint, or a generator.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "layers/linear.h"
+#include "model/parallel_layout.h"
+#include "model/safetensors.h"
+
+namespace troupe::model {
+
+enum class TensorKind {
+  kLinear,       // a matrix, fp8 in a quantised checkpoint
+  kUnquantized,  // a matrix that stays as it is there: gate, eh_proj, lm_head
+  kEmbedding,    // a lookup table
+  kNorm,         // a vector of scales
+  kBias,         // a vector of offsets
+};
+
+// A tensor that a model family needs.
+struct TensorSpec {
+  std::string name;
+  TensorKind kind = TensorKind::kLinear;
+  int64_t rows = 1;  // 1 for vectors
+  int64_t cols = 0;
+
+  bool is_vector() const { return kind == TensorKind::kNorm || kind == TensorKind::kBias; }
+  std::vector<int64_t> shape() const {
+    return is_vector() ? std::vector{cols} : std::vector{rows, cols};
+  }
+};
+
+// Memory for rows that do not lie ready; reused from call to call.
+struct RowBuffer {
+  std::vector<std::byte> data;
+  std::vector<float> scales;
+};
+
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+
+  virtual bool has(std::string_view name) const = 0;
+  // The type it is stored in: kF32, kBf16 or, for matrices with their scales, kF8E4M3. Throws
+  // UserError when the tensor is missing or has another shape or type.
+  virtual Dtype type(const TensorSpec& tensor) const = 0;
+  // Rows `rows` of it, of which the caller will read inputs `cols`: those are checked (an fp8 code
+  // or scale that is no number is a UserError). Valid until `buffer` is used again.
+  virtual layers::SourceRows read(const TensorSpec& tensor, Range rows, Range cols,
+                                  RowBuffer& buffer) const = 0;
+};
+
+class CheckpointSource final : public WeightSource {
+ public:
+  explicit CheckpointSource(const std::filesystem::path& directory);
+
+  bool has(std::string_view name) const override { return checkpoint_.find(name) != nullptr; }
+  Dtype type(const TensorSpec& tensor) const override;
+  layers::SourceRows read(const TensorSpec& tensor, Range rows, Range cols,
+                          RowBuffer& buffer) const override;
+
+ private:
+  const Tensor& scales_of(const TensorSpec& tensor) const;
+  void check_fp8(const TensorSpec& tensor, Range rows, Range cols,
+                 const layers::SourceRows& source) const;
+
+  std::string directory_;
+  Checkpoint checkpoint_;
+};
+
+// The number of fp8 blocks that `size` rows or columns touch.
+inline int64_t num_fp8_blocks(int64_t size) {
+  return (size + layers::kFp8Block - 1) / layers::kFp8Block;
+}
+
+layers::SourceRows::Type source_type(Dtype dtype);  // kF32, kBf16 or kF8E4M3
+
+}  // namespace troupe::model

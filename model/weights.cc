@@ -1,0 +1,69 @@
+#include "model/weights.h"
+
+#include "base/error.h"
+#include "model/deepseek.h"
+#include "model/random_weights.h"
+#include "model/weight_builder.h"
+
+namespace troupe::model {
+
+struct WeightLoader::Impl {
+  ModelConfig config;
+  ParallelLayout layout;
+  WeightOptions options;
+  std::unique_ptr<WeightSource> source;
+
+  WeightBuilder measure(const ParallelLayout& of, int world_rank) const {
+    WeightBuilder builder(*source, options, of.sizes().world_size, world_rank);
+    build_deepseek(config, of, options.with_mtp, builder);
+    return builder;
+  }
+};
+
+WeightLoader::WeightLoader(const std::filesystem::path& directory, const ModelConfig& config,
+                           const ParallelLayout& layout, const WeightOptions& options)
+    : impl_(new Impl{config, layout, options, nullptr}) {
+  if (options.with_mtp && config.num_nextn_predict_layers == 0)
+    throw_user_error(
+        "{}: the model has no MTP module (num_nextn_predict_layers is 0); set next_n "
+        "to 0",
+        directory.string());
+  if (options.with_ckpt) {
+    impl_->source = std::make_unique<CheckpointSource>(directory);
+  } else {
+    impl_->source = std::make_unique<RandomSource>(options.seed, config.fp8_weights);
+  }
+  // A single rank visits every tensor in full.
+  impl_->measure(ParallelLayout({}, config), 0);
+}
+
+WeightLoader::~WeightLoader() = default;
+
+size_t WeightLoader::shared_bytes() const {
+  return impl_->measure(impl_->layout, 0).shared_bytes();
+}
+
+size_t WeightLoader::private_bytes(int world_rank) const {
+  return impl_->measure(impl_->layout, world_rank).own_bytes();
+}
+
+WeightLoader::Loaded WeightLoader::load(
+    int world_rank, std::byte* shared,
+    const std::function<void(size_t done, size_t total)>& progress) const {
+  const WeightBuilder measured = impl_->measure(impl_->layout, world_rank);
+  Loaded loaded{{}, Mapping::anonymous(measured.own_bytes(), Mapping::Pages::kHuge)};
+  size_t done = 0;
+  const auto report = [&](size_t bytes) {
+    done += bytes;
+    if (progress) progress(done, measured.packed_bytes());
+  };
+  WeightBuilder builder(*impl_->source, impl_->options, impl_->layout.sizes().world_size,
+                        world_rank, {shared, loaded.private_memory.data()}, report);
+  loaded.weights = build_deepseek(impl_->config, impl_->layout, impl_->options.with_mtp, builder);
+  TROUPE_CHECK(builder.shared_bytes() == measured.shared_bytes() &&
+                   builder.own_bytes() == measured.own_bytes() && done == measured.packed_bytes(),
+               "packed {} of {} bytes", done, measured.packed_bytes());
+  return loaded;
+}
+
+}  // namespace troupe::model

@@ -1,0 +1,137 @@
+#include "comm/arena.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "comm/arena_layout.h"
+#include "world.h"
+
+namespace troupe::comm {
+namespace {
+
+constexpr size_t kMiB = size_t{1} << 20;
+
+TEST(ArenaShape, SharesTheBufferOfARankAmongItsPeersInTwoSlotsEach) {
+  const ArenaShape shape{.world_size = 3, .comm_buffer_bytes = 1'000'000};
+
+  EXPECT_EQ(shape.slot_bytes(), 166'656u);  // 1'000'000 / 3 / 2 = 166'666, down to a multiple of 64
+}
+
+TEST(Arena, NamesTheKeyAndTheValueThatWouldDoWhenSlotsAreTooSmall) {
+  const ArenaShape shape{.world_size = 1024, .comm_buffer_bytes = 4 * kMiB};
+
+  try {
+    Arena::create(shape);
+    FAIL() << "accepted slots of 2 KiB";
+  } catch (const UserError& error) {
+    EXPECT_NE(std::string(error.what()).find("comm_buffer_mb: 4 MiB"), std::string::npos)
+        << error.what();
+    EXPECT_NE(std::string(error.what()).find("write 8"), std::string::npos) << error.what();
+  }
+}
+
+TEST(Arena, RefusesABufferThatNoProcessCanMap) {
+  EXPECT_THROW(Arena::create({.world_size = 128, .comm_buffer_bytes = SIZE_MAX / 64}), UserError);
+}
+
+TEST(Arena, TheSlotsOfDifferentWindowsDoNotOverlapAndTheLastEndsInside) {
+  const Arena arena = make_arena(3);
+  const size_t slot_bytes = arena.shape().slot_bytes();
+  std::byte* next = arena.payload(0, 0, 0);
+
+  for (int receiver = 0; receiver < 3; ++receiver)
+    for (int sender = 0; sender < 3; ++sender)
+      for (int slot = 0; slot < 2; ++slot, next += slot_bytes)
+        ASSERT_EQ(arena.payload(receiver, sender, slot), next);
+
+  const auto* start = reinterpret_cast<const std::byte*>(&arena.rank_state(0)) - 64;
+  EXPECT_EQ(next, start + arena.shape().bytes());
+  EXPECT_GE(arena.payload(0, 0, 0), reinterpret_cast<const std::byte*>(&arena.window(2, 2) + 1));
+}
+
+TEST(Arena, ASecondMappingSeesWhatTheFirstWrote) {
+  const Arena first = make_arena(2);
+  const Arena second = Arena::attach(Fd(::dup(first.fd())), first.shape());
+
+  first.activity(1).step = 42;
+  *first.payload(1, 0, 1) = std::byte{7};
+
+  EXPECT_EQ(second.snapshot(1).step, 42u);
+  EXPECT_EQ(*second.payload(1, 0, 1), std::byte{7});
+}
+
+TEST(Arena, AttachRefusesAnotherShape) {
+  const Arena arena = make_arena(4);
+  const ArenaShape other_size{.world_size = 2, .comm_buffer_bytes = 4096 * 4};
+  ArenaShape same_size = arena.shape();
+  same_size.comm_buffer_bytes += 1;  // the slots are the same, so is everything else
+  const Fd stranger = create_shared_memory("stranger", arena.shape().bytes());
+
+  EXPECT_THROW(Arena::attach(Fd(::dup(arena.fd())), other_size), RankError);
+  EXPECT_THROW(Arena::attach(Fd(::dup(stranger.get())), arena.shape()), RankError);
+  EXPECT_NO_THROW(Arena::attach(Fd(::dup(arena.fd())), same_size));
+}
+
+TEST(Arena, KeepsTheFirstFailureOfARankAndCutsALongOne) {
+  const Arena arena = make_arena(2);
+  EXPECT_EQ(arena.failure(1), "");
+  EXPECT_EQ(arena.first_failed_rank(), -1);
+
+  arena.publish_failure(1, std::string(1000, 'x'));
+  arena.publish_failure(1, "later");
+  arena.publish_failure(0, "another");
+
+  EXPECT_EQ(arena.failure(1), std::string(kFailureTextBytes, 'x'));
+  EXPECT_EQ(arena.failure(0), "another");
+  EXPECT_EQ(arena.first_failed_rank(), 1);
+}
+
+TEST(Arena, SurvivesAnImpossibleFailureLength) {
+  const Arena arena = make_arena(1);
+
+  arena.rank_state(0).failure_length = 0xffffffff;
+
+  EXPECT_EQ(arena.failure(0).size(), kFailureTextBytes);
+}
+
+TEST(Activity, StartsOutsideStepsLayersAndCollectives) {
+  const Arena arena = make_arena(1);
+
+  EXPECT_EQ(describe(arena.snapshot(0)), "starting");
+}
+
+TEST(Activity, IsDescribedInOneLine) {
+  const ActivitySnapshot waiting{.stage = Stage::kDecode,
+                                 .step = 14,
+                                 .layer = 3,
+                                 .operation = Operation::kDispatch,
+                                 .group = 0,
+                                 .sequence = 421,
+                                 .waiting_for = 2};
+  const ActivitySnapshot loading{.stage = Stage::kLoading, .step = 0, .layer = 7};
+
+  EXPECT_EQ(describe(waiting),
+            "decode step 14, layer 3, dispatch of group 0 (#421), waiting for rank 2");
+  EXPECT_EQ(describe(loading), "loading weights");
+}
+
+TEST(Activity, OfNonsenseIsStillDescribed) {
+  const ActivitySnapshot nonsense{.stage = static_cast<Stage>(99),
+                                  .operation = static_cast<Operation>(77)};
+
+  EXPECT_EQ(describe(nonsense), "unknown stage, unknown operation of group 0 (#0)");
+}
+
+TEST(Activity, FollowsTheCommunicator) {
+  Arena arena = make_arena(1);
+  Communicator communicator(arena, 0, kPatient);
+
+  communicator.enter_step(Stage::kPrefill, 5);
+  communicator.enter_layer(8);
+
+  EXPECT_EQ(describe(arena.snapshot(0)), "prefill step 5, layer 8");
+}
+
+}  // namespace
+}  // namespace troupe::comm

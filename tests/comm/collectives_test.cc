@@ -1,0 +1,442 @@
+// Every collective against a serial model. What a rank sends is a function of (seed, rank, index),
+// so each rank computes by itself what it must receive, from everybody.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <thread>
+
+#include "base/error.h"
+#include "world.h"
+
+namespace troupe::comm {
+namespace {
+
+uint64_t mix(uint64_t a, uint64_t b, uint64_t c = 0) {
+  uint64_t x = a * 0x9e3779b97f4a7c15u + b * 0xbf58476d1ce4e5b9u + c * 0x94d049bb133111ebu;
+  x ^= x >> 31;
+  x *= 0xd6e8feb86659fd93u;
+  return x ^ (x >> 32);
+}
+
+std::byte byte_of(uint64_t seed, int rank, size_t i) { return std::byte(mix(seed, rank, i)); }
+
+// Random in (-1, 1): sums in another order have other bits.
+float float_of(uint64_t seed, int rank, size_t i) {
+  return static_cast<float>(static_cast<int64_t>(mix(seed, rank, i))) * 0x1p-63f;
+}
+
+// Neighbouring pairs, level by level, an odd last one carried up.
+float level_by_level(std::vector<float> values) {
+  while (values.size() > 1) {
+    std::vector<float> next;
+    for (size_t i = 0; i + 1 < values.size(); i += 2) next.push_back(values[i] + values[i + 1]);
+    if (values.size() % 2 == 1) next.push_back(values.back());
+    values = next;
+  }
+  return values[0];
+}
+
+float load(float x) { return x; }
+float load(Bf16 x) { return to_float(x); }
+template <class T>
+T rounded(float x) {
+  if constexpr (std::is_same_v<T, Bf16>)
+    return to_bf16(x);
+  else
+    return x;
+}
+
+template <class T>
+std::vector<T> numbers(uint64_t seed, int rank, size_t count) {
+  std::vector<T> result(count);
+  for (size_t i = 0; i < count; ++i) result[i] = rounded<T>(float_of(seed, rank, i));
+  return result;
+}
+
+std::vector<std::byte> bytes(uint64_t seed, int rank, size_t count) {
+  std::vector<std::byte> result(count);
+  for (size_t i = 0; i < count; ++i) result[i] = byte_of(seed, rank, i);
+  return result;
+}
+
+template <class T>
+void require_equal(std::span<const T> got, const std::vector<T>& expected, const char* what) {
+  require(got.size() == expected.size(), what);
+  require(got.empty() || std::memcmp(got.data(), expected.data(), got.size_bytes()) == 0, what);
+}
+
+enum class Kind {
+  kBarrier,
+  kBroadcast,
+  kAllGather,
+  kAllGatherInPlace,
+  kReduceScatter,
+  kReduceScatterBf16,
+  kAllReduce,
+  kAllReduceBf16,
+  kAllToAll,
+  kAllToAllV,
+  kCount,
+};
+
+// One call of one rank, its buffers and what must come out.
+class Call {
+ public:
+  Call(Kind kind, uint64_t seed, size_t count, ProcessGroup& group)
+      : kind_(kind), seed_(seed), count_(count), group_(group) {}
+
+  void run() {
+    const int n = group_.size();
+    const int me = group_.rank();
+    const int root = static_cast<int>(seed_ % n);
+    switch (kind_) {
+      case Kind::kBarrier:
+        return group_.barrier();
+      case Kind::kBroadcast:
+        out_ = me == root ? bytes(seed_, root, count_) : std::vector<std::byte>(count_);
+        group_.broadcast(out_, root);
+        return require_equal<std::byte>(out_, bytes(seed_, root, count_), "broadcast");
+      case Kind::kAllGatherInPlace: {
+        out_.resize(count_ * n);
+        const auto mine = bytes(seed_, me, count_);
+        std::copy(mine.begin(), mine.end(), out_.begin() + me * count_);
+        group_.all_gather(std::span(out_).subspan(me * count_, count_), out_);
+        return check_all_gather();
+      }
+      case Kind::kReduceScatter:
+        return reduce_scatter<float>();
+      case Kind::kReduceScatterBf16:
+        return reduce_scatter<Bf16>();
+      case Kind::kAllReduceBf16: {
+        auto data = numbers<Bf16>(seed_, me, count_);
+        group_.all_reduce(data);
+        return require_equal<Bf16>(data, sums<Bf16>(0, count_), "all_reduce bf16");
+      }
+      case Kind::kAllToAll: {
+        in_ = bytes(seed_, me, count_ * n);
+        out_.resize(count_ * n);
+        group_.all_to_all(in_, out_);
+        std::vector<std::byte> expected;
+        for (int r = 0; r < n; ++r)
+          for (size_t i = 0; i < count_; ++i)
+            expected.push_back(byte_of(seed_, r, me * count_ + i));
+        return require_equal<std::byte>(out_, expected, "all_to_all");
+      }
+      default: {
+        Pending pending = start();
+        pending.wait();
+        pending.wait();
+        return check();
+      }
+    }
+  }
+
+  // For the kinds that have handles.
+  Pending start() {
+    const int me = group_.rank();
+    const int n = group_.size();
+    if (kind_ == Kind::kAllReduce) {
+      data_ = numbers<float>(seed_, me, count_);
+      return group_.start_all_reduce(data_);
+    }
+    if (kind_ == Kind::kAllGather) {
+      in_ = bytes(seed_, me, count_);
+      out_.resize(count_ * n);
+      return group_.start_all_gather(in_, out_);
+    }
+    send_displs_.push_back(seed_ % 3);  // gaps before each part, on both sides
+    recv_displs_.push_back(seed_ % 5);
+    for (int r = 0; r < n; ++r) {
+      send_bytes_.push_back(v_bytes(me, r));
+      recv_bytes_.push_back(v_bytes(r, me));
+      send_displs_.push_back(send_displs_.back() + send_bytes_.back() + r);
+      recv_displs_.push_back(recv_displs_.back() + recv_bytes_.back() + 2 * r);
+    }
+    in_ = bytes(seed_, me, send_displs_.back());
+    out_.resize(recv_displs_.back());
+    send_displs_.pop_back();
+    recv_displs_.pop_back();
+    return group_.start_all_to_all_v(in_, out_,
+                                     {send_bytes_, send_displs_, recv_bytes_, recv_displs_});
+  }
+
+  void check() const {
+    if (kind_ == Kind::kAllReduce)
+      return require_equal<float>(data_, sums<float>(0, count_), "all_reduce");
+    if (kind_ == Kind::kAllGather) return check_all_gather();
+    std::vector<std::byte> expected(out_.size());  // the gaps stay zero
+    for (int r = 0; r < group_.size(); ++r) {
+      int64_t displ = static_cast<int64_t>(seed_ % 3);
+      for (int to = 0; to < group_.rank(); ++to) displ += v_bytes(r, to) + to;
+      for (int64_t i = 0; i < v_bytes(r, group_.rank()); ++i)
+        expected[recv_displs_[r] + i] = byte_of(seed_, r, displ + i);
+    }
+    require_equal<std::byte>(out_, expected, "all_to_all_v");
+  }
+
+ private:
+  int64_t v_bytes(int from, int to) const {
+    switch (mix(seed_, from, to) % 4) {
+      case 0:
+        return 0;
+      case 1:
+        return static_cast<int64_t>(mix(seed_, to, from) % 100);
+      default:
+        return static_cast<int64_t>(count_) + (to % 3);
+    }
+  }
+  void check_all_gather() const {
+    std::vector<std::byte> expected;
+    for (int r = 0; r < group_.size(); ++r)
+      for (size_t i = 0; i < count_; ++i) expected.push_back(byte_of(seed_, r, i));
+    require_equal<std::byte>(out_, expected, "all_gather");
+  }
+  template <class T>
+  void reduce_scatter() {
+    const auto data = numbers<T>(seed_, group_.rank(), count_ * group_.size());
+    std::vector<T> out(count_);
+    group_.reduce_scatter(data, out);
+    require_equal<T>(out, sums<T>(group_.rank() * count_, count_), "reduce_scatter");
+  }
+  template <class T>
+  std::vector<T> sums(size_t begin, size_t count) const {
+    std::vector<T> result;
+    for (size_t i = begin; i < begin + count; ++i) {
+      std::vector<float> values;
+      for (int r = 0; r < group_.size(); ++r)
+        values.push_back(load(rounded<T>(float_of(seed_, r, i))));
+      result.push_back(rounded<T>(level_by_level(values)));
+    }
+    return result;
+  }
+
+  Kind kind_;
+  uint64_t seed_;
+  size_t count_;
+  ProcessGroup& group_;
+  std::vector<std::byte> in_, out_;
+  std::vector<float> data_;
+  std::vector<int64_t> send_bytes_, send_displs_, recv_bytes_, recv_displs_;
+};
+
+// The groups a rank of the script is in: the world, the world backwards, its half.
+std::vector<std::unique_ptr<ProcessGroup>> groups_of(Communicator& communicator) {
+  const int n = communicator.world_size();
+  const std::vector<int> world = ranks_up_to(n);
+  const int half = (n + 1) / 2;
+  const bool upper = communicator.world_rank() >= half;
+  std::vector<std::unique_ptr<ProcessGroup>> groups;
+  groups.push_back(std::make_unique<ProcessGroup>(communicator, 0, world));
+  groups.push_back(std::make_unique<ProcessGroup>(communicator, 1,
+                                                  std::vector<int>(world.rbegin(), world.rend())));
+  groups.push_back(std::make_unique<ProcessGroup>(
+      communicator, upper ? 3 : 2,
+      upper ? std::vector<int>(world.begin() + half, world.end())
+            : std::vector<int>(world.begin(), world.begin() + half)));
+  return groups;
+}
+
+size_t random_count(std::mt19937& random) {
+  constexpr size_t kSlot = kSmallSlot;
+  const size_t choices[] = {0,
+                            1,
+                            kSlot / 4,
+                            kSlot / 4 + 1,
+                            kSlot - 1,
+                            kSlot,
+                            kSlot + 1,
+                            3 * kSlot + 7,
+                            random() % 64,
+                            random() % 64,
+                            random() % kSlot};
+  return choices[random() % std::size(choices)];
+}
+
+void stroll(std::mt19937& random) {
+  if (random() % 8 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 300));
+}
+
+// The same random calls on every rank, with a rank's own pauses between them.
+void run_script(Arena& arena, int world_rank, int rounds) {
+  Communicator communicator(arena, world_rank, kPatient);
+  const auto groups = groups_of(communicator);
+  std::mt19937 script(7);
+  std::mt19937 pauses(world_rank);
+  const auto random_group = [&]() -> ProcessGroup& { return *groups[script() % groups.size()]; };
+  for (int round = 0; round < rounds; ++round) {
+    if (script() % 3 != 0) {
+      const auto kind = static_cast<Kind>(script() % static_cast<uint32_t>(Kind::kCount));
+      const size_t count = random_count(script);
+      Call call(kind, script(), count, random_group());
+      stroll(pauses);
+      call.run();
+      continue;
+    }
+    // Two handles of any groups, with a blocking call between them and one after.
+    const Kind with_handles[] = {Kind::kAllReduce, Kind::kAllGather, Kind::kAllToAllV};
+    const auto random_call = [&] {
+      const Kind kind = with_handles[script() % 3];
+      const size_t count = random_count(script);
+      const uint64_t seed = script();
+      return Call(kind, seed, count, random_group());
+    };
+    Call first = random_call(), between = random_call(), second = random_call();
+    Call after = random_call();
+    Pending first_pending = first.start();
+    stroll(pauses);
+    between.run();
+    Pending second_pending = second.start();
+    stroll(pauses);
+    if (script() % 2 == 0) after.run();
+    first_pending.wait();
+    first.check();
+    stroll(pauses);
+    second_pending.wait();
+    second.check();
+  }
+}
+
+class CollectivesScript : public testing::TestWithParam<int> {};
+
+TEST_P(CollectivesScript, EqualsTheSerialModelInThreads) {
+  const int world_size = GetParam();
+  Arena arena = make_arena(world_size);
+
+  const auto errors = run_threads(
+      world_size, [&](int rank) { run_script(arena, rank, world_size > 8 ? 150 : 300); });
+
+  EXPECT_EQ(errors, all_fine(world_size));
+}
+
+TEST_P(CollectivesScript, EqualsTheSerialModelInProcesses) {
+  const int world_size = GetParam();
+  Arena arena = make_arena(world_size);
+
+  const auto errors = Processes(world_size, [&](int rank) { run_script(arena, rank, 100); }).join();
+
+  EXPECT_EQ(errors, all_fine(world_size));
+}
+
+INSTANTIATE_TEST_SUITE_P(WorldSizes, CollectivesScript, testing::Values(1, 2, 3, 5, 8, 16));
+
+// Long vectors take another way than short ones: the sums must not show it.
+TEST(AllReduce, OfLongAndShortVectorsAddsTheSameTree) {
+  for (const int world_size : {2, 3, 5, 8}) {
+    Arena arena = make_arena(world_size);
+    const auto errors = run_threads(world_size, [&](int rank) {
+      Communicator communicator(arena, rank, kPatient);
+      ProcessGroup group(communicator, 0, ranks_up_to(world_size));
+      for (const size_t count : {80'001u, 9'000u, 5u})
+        for (const Kind kind : {Kind::kAllReduce, Kind::kAllReduceBf16})
+          Call(kind, 99, count, group).run();
+    });
+    EXPECT_EQ(errors, all_fine(world_size));
+  }
+}
+
+TEST(AllReduce, OfFewerElementsThanRanksWorksInTwoPhases) {
+  // 64 KiB and more per peer: long by the bytes of all, so parts of single elements do not occur;
+  // an uneven split does.
+  const int world_size = 7;
+  Arena arena = make_arena(world_size);
+
+  const auto errors = run_threads(world_size, [&](int rank) {
+    Communicator communicator(arena, rank, kPatient);
+    ProcessGroup group(communicator, 0, ranks_up_to(world_size));
+    Call(Kind::kAllReduce, 3, 7 * 2'000 + 6, group).run();
+  });
+
+  EXPECT_EQ(errors, all_fine(world_size));
+}
+
+TEST(Barrier, NobodyLeavesBeforeTheLastHasCome) {
+  const int world_size = 8;
+  Arena arena = make_arena(world_size);
+  std::atomic<int> arrived{0};
+
+  const auto errors = run_threads(world_size, [&](int rank) {
+    Communicator communicator(arena, rank, kPatient);
+    ProcessGroup group(communicator, 0, ranks_up_to(world_size));
+    std::mt19937 pauses(rank);
+    for (int round = 1; round <= 200; ++round) {
+      stroll(pauses);
+      ++arrived;
+      group.barrier();
+      require(arrived >= round * world_size, "left early");
+      group.barrier();
+    }
+  });
+
+  EXPECT_EQ(errors, all_fine(world_size));
+}
+
+TEST(Collectives, TwoRanksThatSendEachOtherLongMessagesBothAdvance) {
+  Arena arena = make_arena(2);
+
+  const auto errors = run_threads(2, [&](int rank) {
+    Communicator communicator(arena, rank, kPatient);
+    ProcessGroup group(communicator, 0, {0, 1});
+    Call(Kind::kAllToAll, 5, 100 * kSmallSlot, group).run();
+  });
+
+  EXPECT_EQ(errors, all_fine(2));
+}
+
+TEST(Collectives, CountWhatTheySendToOthers) {
+  Arena arena = make_arena(3);
+
+  const auto errors = run_threads(3, [&](int rank) {
+    Communicator communicator(arena, rank, kPatient);
+    ProcessGroup group(communicator, 0, {0, 1, 2});
+    Call(Kind::kAllGather, 5, 10'000, group).run();
+    require(communicator.bytes_sent() == 20'000, "bytes_sent");
+  });
+
+  EXPECT_EQ(errors, all_fine(3));
+}
+
+TEST(Pending, LetsBothSidesStartBeforeEitherWaits) {
+  Arena arena = make_arena(2);
+  Communicator one(arena, 0, kPatient), other(arena, 1, kPatient);
+  ProcessGroup group_one(one, 0, {0, 1}), group_other(other, 0, {0, 1});
+  Call call_one(Kind::kAllGather, 1, 100, group_one),
+      call_other(Kind::kAllGather, 1, 100, group_other);
+
+  Pending pending_one = call_one.start();
+  Pending pending_other = call_other.start();
+  pending_one.wait();
+  pending_other.wait();
+
+  call_one.check();
+  call_other.check();
+}
+
+TEST(Pending, AThirdOneBesideABlockingCallIsRefused) {
+  Arena arena = make_arena(2);
+  Communicator communicator(arena, 0, kPatient);
+  ProcessGroup group(communicator, 0, {0, 1});
+  std::vector<Call> calls(4, Call(Kind::kAllGather, 1, 100, group));
+
+  Pending first = calls[0].start(), second = calls[1].start(), third = calls[2].start();
+
+  EXPECT_THROW(calls[3].start(), std::logic_error);
+}
+
+TEST(Pending, DroppedBeforeItsEndLeavesTheRankUnableToCommunicate) {
+  Arena arena = make_arena(2);
+  Communicator communicator(arena, 0, kPatient);
+  ProcessGroup group(communicator, 0, {0, 1});
+
+  {
+    Call call(Kind::kAllGather, 1, 100, group);
+    const Pending dropped = call.start();
+  }
+
+  EXPECT_THROW(group.barrier(), RankError);
+}
+
+}  // namespace
+}  // namespace troupe::comm

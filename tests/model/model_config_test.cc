@@ -1,0 +1,258 @@
+#include "model/model_config.h"
+
+#include <cmath>
+
+#include "tests/model/files.h"
+
+namespace troupe::model {
+namespace {
+
+using nlohmann::json;
+
+const char* const kCheckpoints[] = {"tests/goldens/ds3-tiny-bf16", "tests/goldens/ds3-tiny-fp8",
+                                    "tests/goldens/ds-v2-lite-tiny", "models/tiny-moe"};
+
+json valid_json() {
+  return json::parse(read_file(source_file("tests/goldens/ds3-tiny-fp8/config.json")));
+}
+
+ModelConfig read(const json& config) {
+  const TemporaryDirectory directory;
+  directory.write("config.json", config.dump());
+  return read_model_config(directory.path());
+}
+
+json with(const std::string& pointer, const json& value) {
+  json config = valid_json();
+  config[json::json_pointer(pointer)] = value;
+  return config;
+}
+
+std::string error_with(const std::string& pointer, const json& value) {
+  return user_error([&] { read(with(pointer, value)); });
+}
+
+TEST(ModelConfig, ReadsDeepseekV3) {
+  const ModelConfig config = read_model_config(source_file("tests/goldens/ds3-tiny-bf16"));
+
+  EXPECT_EQ(config.family, Family::kDeepseekV3);
+  EXPECT_EQ(config.model_type, "deepseek_v3");
+  EXPECT_EQ(config.vocab_size, 320);
+  EXPECT_EQ(config.hidden_size, 128);
+  EXPECT_EQ(config.intermediate_size, 256);
+  EXPECT_EQ(config.moe_intermediate_size, 64);
+  EXPECT_EQ(config.num_hidden_layers, 3);
+  EXPECT_EQ(config.num_nextn_predict_layers, 1);
+  EXPECT_EQ(config.num_attention_heads, 8);
+  EXPECT_EQ(config.q_lora_rank, 96);
+  EXPECT_EQ(config.kv_lora_rank, 64);
+  EXPECT_EQ(config.qk_head_dim(), 48);
+  EXPECT_EQ(config.kv_width(), 80);
+  EXPECT_EQ(config.v_head_dim, 32);
+  EXPECT_EQ(config.n_routed_experts, 16);
+  EXPECT_EQ(config.shared_intermediate_size(), 64);
+  EXPECT_FALSE(config.is_moe_layer(0));
+  EXPECT_TRUE(config.is_moe_layer(1));
+  EXPECT_TRUE(config.is_moe_layer(3));
+  EXPECT_EQ(config.gate.num_experts, 16);
+  EXPECT_EQ(config.gate.topk, 4);
+  EXPECT_EQ(config.gate.num_groups, 4);
+  EXPECT_EQ(config.gate.topk_groups, 2);
+  EXPECT_EQ(config.gate.score, layers::ScoreFunction::kSigmoid);
+  EXPECT_EQ(config.gate.group_score, layers::GroupScore::kTopTwoSum);
+  EXPECT_TRUE(config.gate.normalize);
+  EXPECT_EQ(config.gate.routed_scale, 2.5f);
+  EXPECT_TRUE(config.gate_has_bias);
+  EXPECT_EQ(config.rms_norm_eps, 1e-6f);
+  EXPECT_EQ(config.max_position_embeddings, 2560);
+  ASSERT_TRUE(config.yarn.has_value());
+  EXPECT_EQ(config.yarn->factor, 40);
+  EXPECT_EQ(config.yarn->original_max_position_embeddings, 64);
+  EXPECT_EQ(config.yarn->mscale_all_dim, 1);
+  EXPECT_FALSE(config.fp8_weights);
+  EXPECT_FALSE(config.tie_word_embeddings);
+  EXPECT_EQ(config.eos_token_ids, std::vector<int32_t>{1});
+}
+
+TEST(ModelConfig, ReadsDeepseekV2) {
+  const ModelConfig config = read_model_config(source_file("tests/goldens/ds-v2-lite-tiny"));
+
+  EXPECT_EQ(config.family, Family::kDeepseekV2);
+  EXPECT_EQ(config.q_lora_rank, 0);
+  EXPECT_EQ(config.num_nextn_predict_layers, 0);
+  EXPECT_EQ(config.shared_intermediate_size(), 96);
+  EXPECT_EQ(config.gate.topk, 6);
+  EXPECT_EQ(config.gate.num_groups, 1);
+  EXPECT_EQ(config.gate.score, layers::ScoreFunction::kSoftmax);
+  EXPECT_FALSE(config.gate.normalize);
+  EXPECT_EQ(config.gate.routed_scale, 1);
+  EXPECT_FALSE(config.gate_has_bias);
+}
+
+TEST(ModelConfig, ReadsQuantisationAndNoYarn) {
+  const ModelConfig config = read_model_config(source_file("models/tiny-moe"));
+
+  EXPECT_TRUE(config.fp8_weights);
+  EXPECT_FALSE(config.yarn.has_value());
+  EXPECT_EQ(config.vocab_size, 4096);
+  EXPECT_EQ(config.gate.routed_scale, 2);
+}
+
+TEST(ModelConfig, SoftmaxScaleIsSquaredYarnFactorOverRootOfHeadSize) {
+  const ModelConfig yarn = read_model_config(source_file("tests/goldens/ds-v2-lite-tiny"));
+  const ModelConfig plain = read_model_config(source_file("models/tiny-moe"));
+
+  const double m = 0.1 * 0.707 * std::log(40.0) + 1;
+  EXPECT_FLOAT_EQ(yarn.softmax_scale(), static_cast<float>(m * m / std::sqrt(48.0)));
+  EXPECT_FLOAT_EQ(plain.softmax_scale(), static_cast<float>(1 / std::sqrt(48.0)));
+}
+
+TEST(ModelConfig, GroupLimitedGreedyScoresGroupsByTheirBest) {
+  json config = with("/topk_method", "group_limited_greedy");
+  config["scoring_func"] = "softmax";
+  config["norm_topk_prob"] = false;
+
+  const ModelConfig read_back = read(config);
+
+  EXPECT_EQ(read_back.gate.group_score, layers::GroupScore::kMax);
+  EXPECT_EQ(read_back.gate.num_groups, 4);
+  EXPECT_FALSE(read_back.gate_has_bias);
+}
+
+TEST(ModelConfig, GreedyIgnoresGroups) {
+  EXPECT_EQ(read(with("/topk_method", "greedy")).gate.num_groups, 1);
+}
+
+TEST(ModelConfig, WholeFloatsAreIntegers) {
+  EXPECT_EQ(read(with("/hidden_size", 192.0)).hidden_size, 192);
+  EXPECT_CONTAINS(error_with("/hidden_size", 192.5), "hidden_size");
+}
+
+TEST(ModelConfig, ADenseModelNeedsNoMoeKeys) {
+  json config = valid_json();
+  for (const char* key : {"n_routed_experts", "moe_intermediate_size", "n_group", "topk_group",
+                          "num_experts_per_tok", "n_shared_experts"})
+    config.erase(key);
+
+  const ModelConfig dense = read(config);
+
+  EXPECT_EQ(dense.n_routed_experts, 0);
+  EXPECT_FALSE(dense.is_moe_layer(2));
+}
+
+TEST(ModelConfig, EosComesFromGenerationConfigFirst) {
+  const TemporaryDirectory directory;
+  directory.write("config.json", with("/eos_token_id", 7).dump());
+  EXPECT_EQ(read_model_config(directory.path()).eos_token_ids, std::vector<int32_t>{7});
+
+  directory.write("generation_config.json", R"({"temperature": 0.5})");
+  EXPECT_EQ(read_model_config(directory.path()).eos_token_ids, std::vector<int32_t>{7});
+
+  directory.write("generation_config.json", R"({"eos_token_id": [5, 3]})");
+  EXPECT_EQ(read_model_config(directory.path()).eos_token_ids, (std::vector<int32_t>{5, 3}));
+
+  directory.write("generation_config.json", R"({"eos_token_id": 256})");
+  const std::string error = user_error([&] { read_model_config(directory.path()); });
+  EXPECT_CONTAINS(error, "generation_config.json: eos_token_id is 256");
+}
+
+TEST(ModelConfig, WhatIsNotImplementedIsRefusedByName) {
+  EXPECT_CONTAINS(error_with("/model_type", "gpt_oss"),
+                  "model_type 'gpt_oss' is not supported; supported: deepseek_v2, deepseek_v3");
+  EXPECT_CONTAINS(error_with("/scoring_func", "tanh"), "scoring_func 'tanh'");
+  EXPECT_CONTAINS(error_with("/topk_method", "random"), "topk_method 'random'");
+  EXPECT_CONTAINS(error_with("/hidden_act", "gelu"), "hidden_act 'gelu'");
+  EXPECT_CONTAINS(error_with("/attention_bias", true), "attention_bias");
+  EXPECT_CONTAINS(error_with("/rope_scaling/type", "linear"), "rope_scaling.type 'linear'");
+  EXPECT_CONTAINS(error_with("/quantization_config/quant_method", "awq"),
+                  "quantization_config.quant_method 'awq' is not supported; supported: fp8");
+  EXPECT_CONTAINS(error_with("/quantization_config/fmt", "e5m2"), "quantization_config.fmt");
+  EXPECT_CONTAINS(error_with("/quantization_config/weight_block_size", {64, 128}),
+                  "weight_block_size is not supported; supported: [128, 128]");
+}
+
+TEST(ModelConfig, SizesThatContradictEachOtherAreRefused) {
+  EXPECT_CONTAINS(error_with("/n_group", 3), "n_group 3 does not divide n_routed_experts 16");
+  EXPECT_CONTAINS(error_with("/n_group", 16), "n_group");
+  EXPECT_CONTAINS(error_with("/topk_group", 5), "topk_group");
+  EXPECT_CONTAINS(error_with("/num_experts_per_tok", 9), "num_experts_per_tok");
+  EXPECT_CONTAINS(error_with("/qk_rope_head_dim", 31), "qk_rope_head_dim must be even");
+  EXPECT_CONTAINS(error_with("/eos_token_id", -1), "eos_token_id");
+}
+
+TEST(ModelConfig, AMissingKeyIsNamed) {
+  for (const char* key :
+       {"model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+        "num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+        "moe_intermediate_size", "num_experts_per_tok", "max_position_embeddings",
+        "rms_norm_eps"}) {
+    json config = valid_json();
+    config.erase(key);
+    EXPECT_CONTAINS(user_error([&] { read(config); }), std::string(key) + " is missing");
+  }
+}
+
+// Every key that is read, with values of wrong types and absurd sizes: refused by the key's name.
+TEST(ModelConfig, WrongTypesAndSizesAreRefusedByKey) {
+  const std::vector<json> wrong = {-1, 1e300, INT64_MAX, UINT64_MAX, "9", json::object(), true};
+  for (const char* key : {"vocab_size",
+                          "hidden_size",
+                          "intermediate_size",
+                          "num_hidden_layers",
+                          "num_attention_heads",
+                          "q_lora_rank",
+                          "kv_lora_rank",
+                          "qk_nope_head_dim",
+                          "qk_rope_head_dim",
+                          "v_head_dim",
+                          "n_routed_experts",
+                          "moe_intermediate_size",
+                          "num_experts_per_tok",
+                          "n_group",
+                          "topk_group",
+                          "n_shared_experts",
+                          "first_k_dense_replace",
+                          "moe_layer_freq",
+                          "max_position_embeddings",
+                          "num_nextn_predict_layers",
+                          "routed_scaling_factor",
+                          "rope_theta",
+                          "rope_scaling/factor",
+                          "rope_scaling/original_max_position_embeddings",
+                          "rope_scaling/beta_fast",
+                          "rms_norm_eps",
+                          "eos_token_id"}) {
+    for (const json& value : wrong) {
+      const std::string error = error_with(std::string("/") + key, value);
+      EXPECT_CONTAINS(error, "config.json: ");
+      std::string name = key;
+      std::replace(name.begin(), name.end(), '/', '.');
+      EXPECT_CONTAINS(error, name);
+    }
+  }
+  EXPECT_CONTAINS(error_with("/rms_norm_eps", 0), "rms_norm_eps is 0");
+  EXPECT_CONTAINS(error_with("/tie_word_embeddings", 1), "tie_word_embeddings");
+  EXPECT_CONTAINS(error_with("/quantization_config", 5), "quantization_config");
+}
+
+TEST(ModelConfig, AFileThatIsNoJsonObjectIsOneError) {
+  const TemporaryDirectory directory;
+  EXPECT_CONTAINS(user_error([&] { read_model_config(directory.path()); }), "config.json");
+  for (const std::string& text :
+       {std::string(), std::string("{"), std::string("[]"), std::string("nul"),
+        std::string("{\"a\":\"\xff\"}"), std::string("{\"vocab_size\": 1e999}"),
+        std::string(100000, '['), "{\"a\":" + std::string(100000, '{')}) {
+    directory.write("config.json", text);
+    EXPECT_CONTAINS(user_error([&] { read_model_config(directory.path()); }), "config.json");
+  }
+  std::filesystem::remove(directory.path() / "config.json");
+  std::filesystem::create_directory(directory.path() / "config.json");
+  EXPECT_CONTAINS(user_error([&] { read_model_config(directory.path()); }), "is a directory");
+}
+
+TEST(ModelConfig, AllCheckpointsOfTheRepositoryAreRead) {
+  for (const char* name : kCheckpoints) EXPECT_NO_THROW(read_model_config(source_file(name)));
+}
+
+}  // namespace
+}  // namespace troupe::model
