@@ -11,7 +11,8 @@ using layers::Rounding;
 
 namespace {
 
-Matrix<float> columns(Matrix<float> m, int64_t first, int64_t count) {
+template <class T>
+Matrix<T> columns(Matrix<T> m, int64_t first, int64_t count) {
   return {m.data + first, m.rows, count, m.stride};
 }
 
@@ -29,25 +30,15 @@ void add_rows(Matrix<float> residual, Matrix<const float> addend, Rounding round
   }
 }
 
-void embed(const model::Embedding& table, std::span<const int32_t> ids, Matrix<float> rows) {
-  for (size_t i = 0; i < ids.size(); ++i) {
-    TROUPE_CHECK(ids[i] >= table.vocab.begin && ids[i] < table.vocab.end, "token {}", ids[i]);
-    const int64_t first = (ids[i] - table.vocab.begin) * rows.cols;
-    float* out = rows.row(static_cast<int64_t>(i));
-    if (table.dtype == model::Dtype::kF32) {
-      std::memcpy(out, reinterpret_cast<const float*>(table.rows) + first, rows.cols * sizeof(float));
-    } else {
-      const auto* in = reinterpret_cast<const Bf16*>(table.rows) + first;
-      for (int64_t c = 0; c < rows.cols; ++c) out[c] = to_float(in[c]);
-    }
-  }
-}
-
 AttentionActor::AttentionActor(Mailbox& mailbox, const RankContext& context)
     : Actor(mailbox, msg::ActorKind::Attention),
       context_(context),
+      embedding_(context, context.weights.embed),
       rope_(static_cast<int>(context.config.qk_rope_head_dim), context.config.rope_theta,
-            context.config.yarn) {
+            context.config.yarn),
+      tensor_parallel_(context.layout.uses_tensor_parallelism()),
+      group_rows_(context.groups->attn_tp),
+      o_proj_rows_(context.groups->o_proj_tp) {
   const model::ModelConfig& c = context_.config;
   const int heads =
       static_cast<int>(context_.layout.heads(context_.communicator.world_rank()).size());
@@ -68,7 +59,13 @@ AttentionActor::AttentionActor(Mailbox& mailbox, const RankContext& context)
   absorbed_ = rows(heads * c.kv_width());
   attended_ = rows(heads * c.kv_lora_rank);
   heads_out_ = rows(heads * c.v_head_dim);
+  all_heads_out_ = rows(c.num_attention_heads * c.v_head_dim);
   projected_ = rows(c.hidden_size);
+  const auto o_proj_rows = static_cast<int64_t>(context_.max_rows) * o_proj_rows_.size();
+  o_proj_inputs_ = context_.workspace.allocate(o_proj_rows, c.num_attention_heads * c.v_head_dim);
+  partial_ = context_.workspace.allocate(o_proj_rows, c.hidden_size);
+  world_rows_ = context_.workspace.allocate(context_.communicator.world_size(), 1);
+  step_tokens_.reserve(context_.max_rows);
   block_tables_.reserve(context_.max_sequences);
   queries_.reserve(context_.max_rows);
 }
@@ -78,43 +75,41 @@ const model::LayerWeights& AttentionActor::layer_weights(int layer) const {
                                        : context_.weights.layers[layer];
 }
 
+model::Range AttentionActor::own_slice(int64_t rows) const {
+  return model::piece(rows, group_rows_.group().rank(), group_rows_.size());
+}
+
 void AttentionActor::take_plan(const msg::StepPlan& plan) {
   block_tables_.clear();
+  step_tokens_.clear();
   Matrix<int32_t> sequences = context_.workspace.ints(sequences_);
   Matrix<int32_t> positions = context_.workspace.ints(positions_);
-  const Matrix<float> hidden = context_.workspace.floats(hidden_);
-  int64_t row = 0;
   for (const msg::SequencePlan* sequence : *plan.sequences()) {
-    const auto tokens = std::span(sequence->tokens()->data(), sequence->tokens()->size());
-    TROUPE_CHECK(row + static_cast<int64_t>(tokens.size()) <= context_.max_rows, "{} rows", row);
-    embed(context_.weights.embed, tokens, hidden.rows_from(row, static_cast<int64_t>(tokens.size())));
-    for (size_t i = 0; i < tokens.size(); ++i, ++row) {
+    const auto& tokens = *sequence->tokens();
+    TROUPE_CHECK(step_tokens_.size() + tokens.size() <= static_cast<size_t>(context_.max_rows),
+                 "{} + {} rows", step_tokens_.size(), tokens.size());
+    for (unsigned i = 0; i < tokens.size(); ++i) {
+      const auto row = static_cast<int64_t>(step_tokens_.size());
       sequences.row(row)[0] = static_cast<int32_t>(block_tables_.size());
       positions.row(row)[0] = sequence->first_position() + static_cast<int32_t>(i);
+      step_tokens_.push_back(tokens[i]);
     }
     block_tables_.emplace_back(sequence->block_table()->data(), sequence->block_table()->size());
   }
+  const auto rows = static_cast<int64_t>(step_tokens_.size());
   forward_ = {.layer = 0,
               .last_layer = context_.config.num_hidden_layers,
               .max_rows = plan.max_rows(),
-              .hidden = first_rows(hidden_, row),
+              .hidden = first_rows(hidden_, rows),
+              .own = own_slice(rows),
               .reply_to = neighbour(msg::ActorKind::LmHead)};
-}
-
-void AttentionActor::begin_forward(Matrix<const int32_t> sequences,
-                                   Matrix<const int32_t> positions) {
-  queries_.clear();
-  for (int64_t r = 0; r < positions.rows; ++r)
-    queries_.push_back({block_tables_[sequences.row(r)[0]], positions.row(r)[0]});
-  rope_.angles({positions.data, static_cast<size_t>(positions.rows)},
-               context_.workspace.floats(first_rows(cos_, positions.rows)),
-               context_.workspace.floats(first_rows(sin_, positions.rows)));
-  run_layer();
 }
 
 void AttentionActor::on(const msg::StepPlan& plan) {
   take_plan(plan);
   const int64_t rows = forward_.hidden.rows();
+  embedding_.lookup(std::span(step_tokens_).subspan(forward_.own.begin, forward_.own.size()),
+                    context_.workspace.floats(slice_rows(forward_.hidden, forward_.own)));
   begin_forward(context_.workspace.ints(first_rows(sequences_, rows)),
                 context_.workspace.ints(first_rows(positions_, rows)));
 }
@@ -124,36 +119,72 @@ void AttentionActor::on(const msg::ForwardLayers& forward, const msg::Address& f
               .last_layer = forward.last_layer(),
               .max_rows = forward.max_rows(),
               .hidden = *forward.hidden(),
+              .own = own_slice(forward.hidden()->rows()),
               .reply_to = from};
   begin_forward(context_.workspace.ints(*forward.sequences()),
                 context_.workspace.ints(*forward.positions()));
+}
+
+// One small all_gather per forward, so that no stage needs to exchange counts.
+void AttentionActor::share_row_counts() {
+  const Matrix<int32_t> rows = context_.workspace.ints(world_rows_);
+  const std::span<int32_t> all(rows.data, static_cast<size_t>(rows.rows));
+  const std::span<int32_t> own = all.subspan(context_.communicator.world_rank(), 1);
+  own[0] = static_cast<int32_t>(forward_.own.size());
+  if (tensor_parallel_)
+    context_.groups->world.all_gather(std::as_bytes(own), std::as_writable_bytes(all));
+  group_rows_.set_rows(all);
+  o_proj_rows_.set_rows(all);
+}
+
+void AttentionActor::begin_forward(Matrix<const int32_t> sequences,
+                                   Matrix<const int32_t> positions) {
+  share_row_counts();
+  queries_.clear();
+  for (int64_t r = 0; r < positions.rows; ++r)
+    queries_.push_back({block_tables_[sequences.row(r)[0]], positions.row(r)[0]});
+  rope_.angles({positions.data, static_cast<size_t>(positions.rows)},
+               context_.workspace.floats(first_rows(cos_, positions.rows)),
+               context_.workspace.floats(first_rows(sin_, positions.rows)));
+  run_layer();
 }
 
 void AttentionActor::on(const msg::FeedForwardDone& done) {
   TROUPE_CHECK(done.layer() == forward_.layer, "{} instead of {}", done.layer(), forward_.layer);
   if (++forward_.layer < forward_.last_layer) return run_layer();
   context_.communicator.enter_layer(-1);
+  gather_hidden();
   send(forward_.reply_to, msg::CreateLayersDone(builder(), &forward_.hidden));
+}
+
+void AttentionActor::gather_hidden() {
+  if (group_rows_.size() == 1) return;
+  const Matrix<float> hidden = context_.workspace.floats(forward_.hidden);
+  const Matrix<const float> all =
+      group_rows_.gather(context_.workspace.floats(slice_rows(forward_.hidden, forward_.own)),
+                         context_.row_format());
+  std::memcpy(hidden.data, all.data, all.rows * all.cols * sizeof(float));
 }
 
 void AttentionActor::run_layer() {
   context_.communicator.enter_layer(forward_.layer);
   const model::LayerWeights& weights = layer_weights(forward_.layer);
-  const int64_t rows = forward_.hidden.rows();
-  const Matrix<float> hidden = context_.workspace.floats(forward_.hidden);
+  const int64_t rows = forward_.own.size();
+  const msg::Tensor hidden_tensor = slice_rows(forward_.hidden, forward_.own);
   const msg::Tensor normed_tensor = first_rows(normed_, rows);
+  const Matrix<float> hidden = context_.workspace.floats(hidden_tensor);
   const Matrix<float> normed = context_.workspace.floats(normed_tensor);
   const Matrix<float> projected = context_.workspace.floats(first_rows(projected_, rows));
   const float eps = context_.config.rms_norm_eps;
 
   layers::rms_norm(hidden, weights.input_norm, eps, normed, context_.rounding);
-  run_attention(weights.attention, normed, projected);
+  run_attention(weights.attention, group_rows_.gather(normed, context_.row_format()), projected);
   add_rows(hidden, projected, context_.rounding);
   layers::rms_norm(hidden, weights.post_attention_norm, eps, normed, context_.rounding);
 
   send(neighbour(msg::ActorKind::Moe),
        msg::CreateFeedForward(builder(), forward_.layer, forward_.max_rows, &normed_tensor,
-                              &forward_.hidden));
+                              &hidden_tensor, &world_rows_));
 }
 
 Matrix<float> AttentionActor::project_query(const model::AttentionWeights& weights,
@@ -191,8 +222,8 @@ void AttentionActor::write_latents(const model::AttentionWeights& weights,
                             {latent.row(r), static_cast<size_t>(latent.cols)});
 }
 
-void AttentionActor::run_attention(const model::AttentionWeights& weights,
-                                   Matrix<const float> normed, Matrix<float> out) {
+Matrix<float> AttentionActor::attend(const model::AttentionWeights& weights,
+                                     Matrix<const float> normed) {
   const model::ModelConfig& c = context_.config;
   const int64_t rows = normed.rows;
   const Matrix<float> query = project_query(weights, normed);
@@ -216,7 +247,57 @@ void AttentionActor::run_attention(const model::AttentionWeights& weights,
   for (int h = 0; h < shape_.num_heads; ++h)
     layers::linear(weights.w_uv[h], columns(attended, h * c.kv_lora_rank, c.kv_lora_rank),
                    columns(heads_out, h * c.v_head_dim, c.v_head_dim), context_.rounding);
-  layers::linear(weights.o, heads_out, out, context_.rounding);
+  return heads_out;
+}
+
+void AttentionActor::run_attention(const model::AttentionWeights& weights,
+                                   Matrix<const float> normed, Matrix<float> out) {
+  project_output(weights, attend(weights, normed), out);
+}
+
+// All-to-all within the attention group: from its rows with my heads to my rows with all heads.
+Matrix<const float> AttentionActor::heads_to_rows(Matrix<const float> heads_out) {
+  if (group_rows_.size() == 1) return heads_out;
+  const Matrix<float> all =
+      context_.workspace.floats(first_rows(all_heads_out_, forward_.own.size()));
+  send_views_.clear();
+  receive_views_.clear();
+  for (int r = 0; r < group_rows_.size(); ++r) {
+    send_views_.push_back(group_rows_.rows_of(r, heads_out));
+    const model::Range heads = context_.layout.heads(group_rows_.group().world_rank(r));
+    receive_views_.push_back(columns(all, heads.begin * context_.config.v_head_dim,
+                                     heads.size() * context_.config.v_head_dim));
+  }
+  group_rows_.exchange(send_views_, receive_views_, context_.row_format());
+  return all;
+}
+
+// out = o_proj of the own rows. Cut by the heads each rank has (row-parallel, partial sums to the
+// rows' owners), or after heads became rows: by o_proj_tp, or whole on every rank.
+void AttentionActor::project_output(const model::AttentionWeights& weights,
+                                    Matrix<const float> heads_out, Matrix<float> out) {
+  const bool by_heads = o_proj_rows_.size() == group_rows_.size();
+  Matrix<const float> inputs = by_heads ? heads_out : heads_to_rows(heads_out);
+  if (!by_heads && o_proj_rows_.size() > 1) {
+    const int64_t width = inputs.cols;
+    const auto part = [&](int r) {
+      return model::ParallelLayout::columns(width, r, o_proj_rows_.size());
+    };
+    const model::Range mine = part(o_proj_rows_.group().rank());
+    const Matrix<float> all(context_.workspace.floats(o_proj_inputs_).data,
+                            o_proj_rows_.total_rows(), mine.size());
+    send_views_.clear();
+    receive_views_.clear();
+    for (int r = 0; r < o_proj_rows_.size(); ++r) {
+      send_views_.push_back(columns(inputs, part(r).begin, part(r).size()));
+      receive_views_.push_back(o_proj_rows_.rows_of(r, all));
+    }
+    o_proj_rows_.exchange(send_views_, receive_views_, context_.row_format());
+    inputs = all;
+  }
+  const Matrix<float> partial = context_.workspace.floats(first_rows(partial_, inputs.rows));
+  layers::linear(weights.o, inputs, partial, Rounding::kNone);
+  o_proj_rows_.scatter_sum(partial, out, context_.rounding);
 }
 
 }  // namespace troupe::actors

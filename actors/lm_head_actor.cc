@@ -10,8 +10,6 @@ namespace troupe::actors {
 
 namespace {
 
-constexpr int kLogitRows = 8;  // rows of logits held at once: bounds memory at large vocabularies
-
 // Index of the first sampled row within a sequence's tokens: the last accepted token.
 int base_row(const msg::SequencePlan& sequence) {
   return static_cast<int>(sequence.tokens()->size()) - 1 - sequence.num_drafts();
@@ -30,12 +28,11 @@ layers::SamplingParams sampling_params(const msg::Sampling& s) {
 LmHeadActor::LmHeadActor(Mailbox& mailbox, const RankContext& context)
     : Actor(mailbox, msg::ActorKind::LmHead),
       context_(context),
+      logits_(context),
       sampler_(context.config.vocab_size) {
   Workspace& workspace = context_.workspace;
   const int64_t hidden = context_.config.hidden_size;
   normed_ = workspace.allocate(context_.max_rows, hidden);
-  block_ = workspace.allocate(kLogitRows, hidden);
-  logits_ = workspace.allocate(kLogitRows, context_.config.vocab_size);
   counts_ = workspace.allocate(context_.max_sequences, 1);
   tokens_ = workspace.allocate(context_.max_sequences, context_.max_drafts + 1);
   draft_tokens_ = workspace.allocate(context_.max_rows, 1);
@@ -71,37 +68,69 @@ void LmHeadActor::list_wanted_rows() {
   }
 }
 
-void LmHeadActor::for_each_logits(const model::PackedMatrix& head, Matrix<const float> rows,
-                                  std::span<const int> picks,
-                                  const std::function<void(int, std::span<const float>)>& use) {
-  for (size_t first = 0; first < picks.size(); first += kLogitRows) {
-    const auto count = static_cast<int64_t>(std::min<size_t>(kLogitRows, picks.size() - first));
-    const Matrix<float> block = context_.workspace.floats(first_rows(block_, count));
-    const Matrix<float> logits = context_.workspace.floats(first_rows(logits_, count));
-    for (int64_t i = 0; i < count; ++i)
-      std::memcpy(block.row(i), rows.row(picks[first + i]), rows.cols * sizeof(float));
-    layers::linear(head, block, logits, layers::Rounding::kNone);
-    for (int64_t i = 0; i < count; ++i)
-      use(static_cast<int>(first + i), {logits.row(i), static_cast<size_t>(logits.cols)});
+model::Range LmHeadActor::own_slice(size_t rows) const {
+  const comm::ProcessGroup& group = context_.groups->attn_tp;
+  return model::piece(static_cast<int64_t>(rows), group.rank(), group.size());
+}
+
+void LmHeadActor::share(std::vector<Found>& found) {
+  comm::ProcessGroup& group = context_.groups->attn_tp;
+  if (group.size() == 1) return;
+  const auto longest = (found.size() + group.size() - 1) / group.size();
+  shared_.assign(longest * group.size(), {});
+  const model::Range own = own_slice(found.size());
+  const auto mine = std::span(shared_).subspan(group.rank() * longest, longest);
+  std::copy(found.begin() + own.begin, found.begin() + own.end, mine.begin());
+  group.all_gather(std::as_bytes(mine), std::as_writable_bytes(std::span(shared_)));
+  for (int r = 0; r < group.size(); ++r) {
+    const model::Range slice = model::piece(static_cast<int64_t>(found.size()), r, group.size());
+    std::copy_n(shared_.begin() + static_cast<ptrdiff_t>(r * longest), slice.size(),
+                found.begin() + slice.begin);
   }
 }
 
-void LmHeadActor::consume(const Wanted& wanted, std::span<const float> logits) {
+LmHeadActor::Found LmHeadActor::consume(const Wanted& wanted, std::span<const float> logits) {
   const msg::SequencePlan& sequence = *plan_->sequences()->Get(wanted.sequence);
   const int size = static_cast<int>(sequence.tokens()->size());
-  if (observes(msg::Observe::Logits))
-    std::memcpy(context_.observation.logits().row(wanted.row), logits.data(), logits.size_bytes());
+  Found found;
   if (observes(msg::Observe::LogProbs)) {
     if (wanted.index + 1 < size)
-      log_probs_.push_back(layers::log_probability(logits, sequence.tokens()->Get(wanted.index + 1)));
+      found.log_prob = layers::log_probability(logits, sequence.tokens()->Get(wanted.index + 1));
     else if (!sequence.sample())
-      log_probs_.push_back(layers::log_probability(logits, sequence.next_token()));
+      found.log_prob = layers::log_probability(logits, sequence.next_token());
   }
-  const int draft = wanted.index - base_row(sequence);
-  if (sequence.sample() && draft >= 0)
-    context_.workspace.ints(tokens_).row(wanted.sequence)[draft] =
-        sampler_.sample(logits, sampling_params(*sequence.sampling()),
-                        static_cast<uint64_t>(sequence.first_position()) + wanted.index + 1);
+  if (sequence.sample() && wanted.index >= base_row(sequence))
+    found.token = sampler_.sample(logits, sampling_params(*sequence.sampling()),
+                                  static_cast<uint64_t>(sequence.first_position()) + wanted.index + 1);
+  return found;
+}
+
+// Logits of the wanted rows, and what follows from them, for every rank of the attention group.
+void LmHeadActor::sample_rows(Matrix<const float> normed) {
+  list_wanted_rows();
+  const model::Range own = own_slice(wanted_.size());
+  picks_.clear();
+  for (int64_t i = own.begin; i < own.end; ++i) picks_.push_back(wanted_[i].row);
+  found_.assign(wanted_.size(), {});
+  logits_.for_each(context_.weights.lm_head, normed, picks_, plan_->candidates(),
+                   [&](int i, std::span<const float> logits) {
+                     found_[own.begin + i] = consume(wanted_[own.begin + i], logits);
+                     if (observes(msg::Observe::Logits))
+                       std::memcpy(context_.observation.logits().row(i), logits.data(),
+                                   logits.size_bytes());
+                   });
+  share(found_);
+
+  const Matrix<int32_t> tokens = context_.workspace.ints(tokens_);
+  log_probs_.clear();
+  for (size_t i = 0; i < wanted_.size(); ++i) {
+    const msg::SequencePlan& sequence = *plan_->sequences()->Get(wanted_[i].sequence);
+    const int draft = wanted_[i].index - base_row(sequence);
+    if (sequence.sample() && draft >= 0) tokens.row(wanted_[i].sequence)[draft] = found_[i].token;
+    const bool last = wanted_[i].index + 1 == static_cast<int>(sequence.tokens()->size());
+    if (observes(msg::Observe::LogProbs) && !(last && sequence.sample()))
+      log_probs_.push_back(found_[i].log_prob);
+  }
 }
 
 // Accepts the longest prefix of drafts that equals what was sampled at their positions; the token
@@ -135,12 +164,7 @@ void LmHeadActor::on(const msg::LayersDone& done) {
   const Matrix<float> normed = context_.workspace.floats(normed_tensor);
   layers::rms_norm(hidden, context_.weights.final_norm, context_.config.rms_norm_eps, normed,
                    context_.rounding);
-  list_wanted_rows();
-  log_probs_.clear();
-  picks_.clear();
-  for (const Wanted& wanted : wanted_) picks_.push_back(wanted.row);
-  for_each_logits(context_.weights.lm_head, normed, picks_,
-                  [this](int i, std::span<const float> logits) { consume(wanted_[i], logits); });
+  sample_rows(normed);
   verify_drafts();
   if (!plan_->run_mtp()) return send_step_done({});
   const msg::Tensor counts = first_rows(counts_, plan_->sequences()->size());
@@ -152,16 +176,20 @@ void LmHeadActor::on(const msg::LayersDone& done) {
 void LmHeadActor::on(const msg::DraftRows& rows) {
   const Matrix<float> normed = context_.workspace.floats(*rows.normed());
   const msg::Tensor tokens_tensor = first_rows(draft_tokens_, normed.rows);
+  const model::Range own = own_slice(normed.rows);
+  picks_.resize(own.size());
+  std::iota(picks_.begin(), picks_.end(), static_cast<int>(own.begin));
+  found_.assign(normed.rows, {});
+  logits_.for_each(context_.weights.mtp->head, normed, picks_, rows.observed() ? 0 : 1,
+                   [&](int i, std::span<const float> logits) {
+                     found_[own.begin + i].token = layers::argmax(logits);
+                     if (rows.observed())
+                       std::memcpy(context_.observation.mtp_logits().row(i), logits.data(),
+                                   logits.size_bytes());
+                   });
+  share(found_);
   const Matrix<int32_t> tokens = context_.workspace.ints(tokens_tensor);
-  picks_.resize(normed.rows);
-  std::iota(picks_.begin(), picks_.end(), 0);
-  for_each_logits(context_.weights.mtp->head, normed, picks_,
-                  [&](int i, std::span<const float> logits) {
-                    tokens.row(i)[0] = layers::argmax(logits);
-                    if (rows.observed())
-                      std::memcpy(context_.observation.mtp_logits().row(i), logits.data(),
-                                  logits.size_bytes());
-                  });
+  for (int64_t i = 0; i < tokens.rows; ++i) tokens.row(i)[0] = found_[i].token;
   send(neighbour(msg::ActorKind::Mtp), msg::CreateDraftTokens(builder(), &tokens_tensor));
 }
 

@@ -11,11 +11,11 @@
 #pragma once
 
 #include <chrono>
-#include <functional>
 #include <vector>
 
 #include "actors/actor.h"
 #include "actors/rank_context.h"
+#include "actors/sharded_logits.h"
 #include "layers/sampler.h"
 
 namespace troupe::actors {
@@ -35,27 +35,33 @@ class LmHeadActor final : public Actor {
     int sequence;  // of the plan
     int index;     // within the sequence's tokens
   };
+  struct Found {   // of one row's logits
+    double log_prob = 0;
+    int32_t token = -1;
+  };
   void list_wanted_rows();
-  void consume(const Wanted& wanted, std::span<const float> logits);
+  Found consume(const Wanted& wanted, std::span<const float> logits);
   void verify_drafts();
   void send_step_done(std::span<const int32_t> drafts);
-  // Calls use(i, logits) for the logits of rows[i], computed in blocks.
-  void for_each_logits(const model::PackedMatrix& head, Matrix<const float> rows,
-                       std::span<const int> picks,
-                       const std::function<void(int, std::span<const float>)>& use);
+  void sample_rows(Matrix<const float> normed);
+  // The ranks of an attention group share the work of its rows: what each has found of its slice of
+  // the wanted (or draft) rows goes to all of them. `found` has a place for every row.
+  void share(std::vector<Found>& found);
+  model::Range own_slice(size_t rows) const;
   bool observes(msg::Observe what) const;
 
   RankContext context_;
+  ShardedLogits logits_;
   layers::Sampler sampler_;
   const msg::StepPlan* plan_ = nullptr;  // valid from StepPlan until StepDone
   std::chrono::steady_clock::time_point started_;
 
   msg::Tensor normed_;           // [max_rows, hidden]
-  msg::Tensor block_, logits_;   // [logit rows, hidden], [logit rows, vocab]
   msg::Tensor counts_, tokens_;  // [max_sequences, 1], [max_sequences, max_drafts + 1]
   msg::Tensor draft_tokens_;     // [max_rows, 1]
   std::vector<Wanted> wanted_;
   std::vector<int> picks_;
+  std::vector<Found> found_, shared_;
   std::vector<double> log_probs_;
   std::vector<int32_t> result_counts_, result_tokens_;
 };

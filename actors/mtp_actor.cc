@@ -2,14 +2,15 @@
 
 #include <cstring>
 
-#include "actors/attention_actor.h"
 #include "layers/linear.h"
 #include "layers/rms_norm.h"
 
 namespace troupe::actors {
 
 MtpActor::MtpActor(Mailbox& mailbox, const RankContext& context)
-    : Actor(mailbox, msg::ActorKind::Mtp), context_(context) {
+    : Actor(mailbox, msg::ActorKind::Mtp),
+      context_(context),
+      embedding_(context, context.weights.mtp->embed) {
   Workspace& workspace = context_.workspace;
   const int64_t hidden = context_.config.hidden_size;
   hidden_ = workspace.allocate(context_.max_rows, hidden);
@@ -68,15 +69,19 @@ void MtpActor::run_pass(int max_rows) {
   const model::MtpWeights& weights = *context_.weights.mtp;
   const int64_t width = context_.config.hidden_size;
   const float eps = context_.config.rms_norm_eps;
-  const Matrix<float> fused = workspace.floats(first_rows(fused_, num_rows_));
+  // Of an attention group's rows each rank prepares its slice, as the layers expect it.
+  const comm::ProcessGroup& group = context_.groups->attn_tp;
+  const model::Range own = model::piece(num_rows_, group.rank(), group.size());
+  const Matrix<float> fused = workspace.floats(slice_rows(first_rows(fused_, num_rows_), own));
   const Matrix<float> embedding(fused.data, fused.rows, width, fused.stride);
   const Matrix<float> previous(fused.data + width, fused.rows, width, fused.stride);
-  embed(weights.embed, next_tokens_, embedding);
+  embedding_.lookup(std::span(next_tokens_).subspan(own.begin, own.size()), embedding);
   layers::rms_norm(embedding, weights.enorm, eps, embedding, context_.rounding);
   layers::rms_norm(previous, weights.hnorm, eps, previous, context_.rounding);
 
   const msg::Tensor hidden = first_rows(hidden_, num_rows_);
-  layers::linear(weights.eh_proj, fused, workspace.floats(hidden), context_.rounding);
+  layers::linear(weights.eh_proj, fused, workspace.floats(slice_rows(hidden, own)),
+                 context_.rounding);
 
   const msg::Tensor sequences = first_rows(sequences_, num_rows_);
   const msg::Tensor positions = first_rows(positions_, num_rows_);

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "actors/actor.h"
+#include "actors/embedding_lookup.h"
 #include "actors/rank_context.h"
 
 namespace troupe::actors {
@@ -36,6 +37,7 @@ class MtpActor final : public Actor {
   void run_pass(int max_rows);
 
   RankContext context_;
+  EmbeddingLookup embedding_;
   const msg::StepPlan* plan_ = nullptr;
   int pass_ = 0;      // 0: true tokens; k: the k-th draft fed back
   int num_rows_ = 0;  // of this pass

@@ -6,10 +6,7 @@
 #include <fstream>
 #include <optional>
 
-#include "actors/attention_actor.h"
-#include "actors/lm_head_actor.h"
-#include "actors/moe_actor.h"
-#include "actors/mtp_actor.h"
+#include "actors/rank_actors.h"
 #include "comm/endpoint.h"
 
 namespace troupe::actors {
@@ -22,6 +19,7 @@ using std::chrono::steady_clock;
 constexpr milliseconds kLaunchTimeout{60'000};  // for the first message; the ranks' own limits follow
 constexpr milliseconds kProgressInterval{50};
 constexpr size_t kPage = 4096;
+constexpr uint32_t kLoadGroup = 1000;  // unlike the ids of actors/process_groups.cc
 
 // One rank's messages with its launcher.
 class LauncherLink {
@@ -96,7 +94,6 @@ class RankProcess {
     layout_.emplace(parallel_sizes(launch_), config_);
     options_ = weight_options(launch_);
     kv_shape_ = kv_cache_shape(launch_, config_);
-    world_.emplace(*communicator_, 0, model::ParallelLayout::tp_group(rank_, launch_.world_size));
   }
 
   void load() {
@@ -115,7 +112,7 @@ class RankProcess {
       flatbuffers::FlatBufferBuilder b;
       link_.send(b, msg::CreateLoadProgress(b, done, total));
     });
-    world_->barrier();  // every rank has packed its part of the shared weights
+    wait_for_all_ranks();  // every rank has packed its part of the shared weights
     shared_weights_.make_read_only();
 
     const size_t section = kv_section_bytes(kv_shape_);
@@ -129,6 +126,12 @@ class RankProcess {
         std::chrono::duration_cast<std::chrono::microseconds>(steady_clock::now() - started);
     flatbuffers::FlatBufferBuilder b;
     link_.send(b, msg::CreateReady(b, static_cast<uint64_t>(elapsed.count())));
+  }
+
+  void wait_for_all_ranks() {
+    comm::ProcessGroup world(*communicator_, kLoadGroup,
+                             model::ParallelLayout::tp_group(rank_, launch_.world_size));
+    world.barrier();
   }
 
   void build_actors(const ObservationShape& observed) {
@@ -146,13 +149,8 @@ class RankProcess {
         .max_sequences = launch_.max_sequences,
         .max_drafts = launch_.max_drafts,
         .moe_chunk_max_len = launch_.moe_chunk_max_len};
-    mailbox_.emplace(rank_, [this](int, std::span<const std::byte> bytes) { link_.send_bytes(bytes); });
-    expert_parallel_.emplace(*communicator_, 1, layout_->ep_group(rank_));
-    // A plan goes to all of them in this order; attention, which starts the step, hears it last.
-    lm_head_.emplace(*mailbox_, context);
-    if (launch_.with_mtp) mtp_.emplace(*mailbox_, context);
-    moe_.emplace(*mailbox_, context, *expert_parallel_);
-    attention_.emplace(*mailbox_, context);
+    actors_.emplace(context,
+                    [this](int, std::span<const std::byte> bytes) { link_.send_bytes(bytes); });
   }
 
   void serve() {
@@ -166,7 +164,7 @@ class RankProcess {
                          msg::EnumNameBody(envelope.body_type()));
       step_ = plan->step();
       communicator_->enter_step(plan->decode() ? comm::Stage::kDecode : comm::Stage::kPrefill, step_);
-      mailbox_->deliver(envelope);
+      actors_->run_step(envelope);
     }
   }
 
@@ -186,7 +184,6 @@ class RankProcess {
 
   std::optional<comm::Arena> arena_;
   std::optional<comm::Communicator> communicator_;
-  std::optional<comm::ProcessGroup> world_, expert_parallel_;
   model::ModelConfig config_;
   std::optional<model::ParallelLayout> layout_;
   model::WeightOptions options_;
@@ -195,11 +192,7 @@ class RankProcess {
   model::WeightLoader::Loaded weights_;
 
   Workspace workspace_;
-  std::optional<Mailbox> mailbox_;
-  std::optional<LmHeadActor> lm_head_;
-  std::optional<MtpActor> mtp_;
-  std::optional<MoeActor> moe_;
-  std::optional<AttentionActor> attention_;
+  std::optional<RankActors> actors_;
 };
 
 }  // namespace
@@ -212,7 +205,8 @@ model::ParallelSizes parallel_sizes(const msg::LaunchT& launch) {
           .embed_tp_size = launch.embed_tp_size,
           .lmhead_tp_size = launch.lmhead_tp_size,
           .o_proj_tp_size = launch.o_proj_tp_size,
-          .shared_tp_size = launch.shared_tp_size};
+          .shared_tp_size = launch.shared_tp_size,
+          .enable_o_proj_alltoall = launch.enable_o_proj_alltoall};
 }
 
 model::WeightOptions weight_options(const msg::LaunchT& launch) {

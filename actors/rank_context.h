@@ -5,6 +5,8 @@
 #include <cstdint>
 
 #include "actors/observation.h"
+#include "actors/process_groups.h"
+#include "actors/row_exchange.h"
 #include "actors/workspace.h"
 #include "comm/process_group.h"
 #include "layers/kv_cache.h"
@@ -28,8 +30,11 @@ struct RankContext {
   int max_drafts = 0;
   int64_t moe_chunk_max_len = 0;  // tokens of one dispatch, at most
 
+  ProcessGroups* groups = nullptr;  // set by RankActors
+
   int mtp_layer() const { return config.num_hidden_layers; }
   bool bf16() const { return rounding == layers::Rounding::kBf16; }
+  RowFormat row_format() const { return bf16() ? RowFormat::kBf16 : RowFormat::kF32; }
 };
 
 }  // namespace troupe::actors

@@ -30,12 +30,65 @@ struct Scheduler::DpRank {
   int rows = 0;
 };
 
+// What a rank says of one sequence.
+struct Scheduler::Answer {
+  std::span<const int32_t> tokens;  // empty without sampling
+  std::span<const int32_t> drafts;
+  std::span<const double> log_probs;
+};
+
+// Cuts the flat arrays of a StepDone into the answers of the planned sequences, in their order.
+class Scheduler::AnswerReader {
+ public:
+  AnswerReader(int rank, const msg::StepDone& done)
+      : rank_(rank),
+        step_(done.step()),
+        counts_(view(done.counts())),
+        tokens_(view(done.tokens())),
+        drafts_(view(done.drafts())),
+        log_probs_(view(done.log_probs())) {}
+
+  Answer next(const Sequence& s, int draft_steps, bool with_log_probs) {
+    const int32_t count = take(counts_, 1)[0];
+    if (s.sample ? count < 1 || count > s.num_drafts + 1 : count != 0) fail();
+    const int log_probs = s.sample ? s.count - 1 : s.count;
+    return {.tokens = take(tokens_, count),
+            .drafts = take(drafts_, s.sample ? draft_steps : 0),
+            .log_probs = take(log_probs_, with_log_probs ? log_probs : 0)};
+  }
+  void expect_end() const {
+    if (!counts_.empty() || !tokens_.empty() || !drafts_.empty() || !log_probs_.empty()) fail();
+  }
+
+ private:
+  template <class T>
+  static std::span<const T> view(const flatbuffers::Vector<T>* values) {
+    return values == nullptr ? std::span<const T>() : std::span(values->data(), values->size());
+  }
+  template <class T>
+  std::span<const T> take(std::span<const T>& values, size_t count) const {
+    if (count > values.size()) fail();
+    const auto taken = values.first(count);
+    values = values.subspan(count);
+    return taken;
+  }
+  [[noreturn]] void fail() const {
+    throw_rank_error("rank {}'s answer to step {} has the wrong shape", rank_, step_);
+  }
+
+  int rank_;
+  uint64_t step_;
+  std::span<const int32_t> counts_, tokens_, drafts_;
+  std::span<const double> log_probs_;
+};
+
 Scheduler::Scheduler(Mailbox& mailbox, const SchedulerLimits& limits, OnTokens on_tokens,
                      OnObserved on_observed)
     : Actor(mailbox, msg::ActorKind::Scheduler),
       limits_(limits),
       on_tokens_(std::move(on_tokens)),
-      on_observed_(std::move(on_observed)) {
+      on_observed_(std::move(on_observed)),
+      asked_(limits.world_size, 0) {
   for (int d = 0; d < limits_.dp_size(); ++d)
     dp_ranks_.push_back({BlockPool(limits_.blocks_per_dp_rank), {}, {}, 0});
 }
@@ -60,7 +113,10 @@ void Scheduler::start() {
   plan_step();
 }
 
-bool Scheduler::finished() const { return num_finished_ == sequences_.size(); }
+bool Scheduler::finished() const {
+  const bool all_answered = std::ranges::find(asked_, uint8_t{1}) == asked_.end();
+  return num_finished_ == sequences_.size() && all_answered;
+}
 
 const Completion& Scheduler::completion(int index) const { return sequences_[index]->completion; }
 
@@ -71,10 +127,10 @@ double Scheduler::now_s() const {
 // A waiting request goes to the rank with the fewest sequences (the lowest of equals); it takes the
 // blocks for its whole life at once, so a running one never lacks any.
 void Scheduler::admit() {
-  while (next_waiting_ < sequences_.size()) {
+  const auto batch_size = static_cast<size_t>(limits_.batch_size);
+  while (next_waiting_ < sequences_.size() && next_waiting_ - num_finished_ < batch_size) {
     DpRank& least = *std::ranges::min_element(
         dp_ranks_, {}, [](const DpRank& d) { return d.running.size(); });
-    if (static_cast<int>(least.running.size()) >= limits_.sequences_per_dp_rank) return;
     Sequence& sequence = *sequences_[next_waiting_];
     const int64_t wanted = static_cast<int64_t>(sequence.request.prompt.size()) +
                            sequence.request.max_new_tokens;
@@ -131,12 +187,12 @@ void Scheduler::send_plans() {
     max_rows = std::max(max_rows, dp_rank.rows);
     max_sequences = std::max(max_sequences, static_cast<int>(dp_rank.planned.size()));
   }
-  uint8_t observe = 0;
+  observe_ = 0;
   for (const DpRank& dp_rank : dp_ranks_)
-    for (const Sequence* s : dp_rank.planned) observe |= s->request.observe;
+    for (const Sequence* s : dp_rank.planned) observe_ |= s->request.observe;
 
   step_started_ = std::chrono::steady_clock::now();
-  missing_answers_ = limits_.world_size;
+  asked_.assign(limits_.world_size, 1);
   for (int rank = 0; rank < limits_.world_size; ++rank) {
     auto& b = builder();
     std::vector<flatbuffers::Offset<msg::SequencePlan>> plans;
@@ -156,15 +212,18 @@ void Scheduler::send_plans() {
     const auto vector = b.CreateVector(plans);
     send({rank, msg::ActorKind::Rank},
          msg::CreateStepPlan(b, step_, decode_step_, max_rows, max_sequences, limits_.run_mtp,
-                             limits_.num_drafts, observe, vector));
+                             limits_.num_drafts, observe_, candidates(), vector));
   }
 }
 
 void Scheduler::on(const msg::StepDone& done, int from_rank) {
   if (done.step() != step_ || from_rank < 0 || from_rank >= limits_.world_size)
     throw_rank_error("rank {} answered step {} during step {}", from_rank, done.step(), step_);
+  if (asked_[from_rank] == 0)
+    throw_rank_error("rank {} answered step {} without being asked", from_rank, step_);
+  asked_[from_rank] = 0;
   apply(dp_ranks_[from_rank / limits_.attn_tp_size], from_rank, done);
-  if (--missing_answers_ == 0) finish_step();
+  if (std::ranges::find(asked_, 1) == asked_.end()) finish_step();
 }
 
 void Scheduler::finish_step() {
@@ -181,52 +240,63 @@ void Scheduler::finish_step() {
   plan_step();
 }
 
-void Scheduler::apply(DpRank& dp_rank, int rank, const msg::StepDone& done) {
-  if (rank % limits_.attn_tp_size != 0) return;  // its group's first rank has said the same
-  const auto& counts = *done.counts();
-  if (counts.size() != dp_rank.planned.size())
-    throw_rank_error("rank {} answered for {} sequences of {}", rank, counts.size(),
-                     dp_rank.planned.size());
-  size_t token = 0, draft = 0, log_prob = 0;
-  int row = 0;
-  for (size_t i = 0; i < dp_rank.planned.size(); ++i) {
-    Sequence& s = *dp_rank.planned[i];
-    const auto count = static_cast<size_t>(counts[static_cast<unsigned>(i)]);
-    const size_t drafts = s.sample ? limits_.num_drafts : 0;
-    const size_t expected_log_probs =
-        (s.request.observe & static_cast<uint8_t>(msg::Observe::LogProbs)) == 0
-            ? 0
-            : s.count - (s.sample ? 1 : 0);
-    if (count > static_cast<size_t>(s.num_drafts) + 1 || (count > 0) != s.sample ||
-        token + count > done.tokens()->size() || draft + drafts > done.drafts()->size() ||
-        (expected_log_probs > 0 &&
-         (done.log_probs() == nullptr || log_prob + expected_log_probs > done.log_probs()->size())))
-      throw_rank_error("rank {}'s answer to step {} has the wrong shape", rank, step_);
-
-    if (s.request.observe != 0)
-      on_observed_(s.index, rank, row, static_cast<int>(s.first), s.count);
-    for (size_t k = 0; k < expected_log_probs; ++k)
-      s.completion.log_probs.push_back(done.log_probs()->Get(static_cast<unsigned>(log_prob++)));
-    if (s.num_drafts > 0) {
-      s.completion.drafted += s.num_drafts;
-      s.completion.accepted += static_cast<int64_t>(count) - 1;
-    }
-    if (s.in_prompt())
-      statistics_.prefill_tokens += s.count;
-    else
-      ++s.completion.verify_steps;
-    const bool was_prompt = s.in_prompt();
-    s.computed = s.sample ? s.first + s.count - s.num_drafts + static_cast<int64_t>(count) - 1
-                          : s.first + s.count;
-    s.drafts.assign(done.drafts()->data() + draft, done.drafts()->data() + draft + drafts);
-    const size_t before = s.completion.tokens.size();
-    accept_tokens(s, {done.tokens()->data() + token, count});
-    if (!was_prompt && decode_step_)
-      statistics_.decode_tokens += static_cast<int64_t>(s.completion.tokens.size() - before);
-    token += count;
-    draft += drafts;
-    row += s.count;
+// A rank's observation section holds its slice of the rows that its attention group computed.
+void Scheduler::show_observed(const DpRank& dp_rank, int rank) {
+  const model::Range own =
+      model::piece(dp_rank.rows, rank % limits_.attn_tp_size, limits_.attn_tp_size);
+  int64_t row = 0;
+  for (const Sequence* s : dp_rank.planned) {
+    const int64_t begin = std::max(own.begin, row), end = std::min(own.end, row + s->count);
+    if (s->request.observe != 0 && begin < end)
+      on_observed_(s->index, rank, static_cast<int>(begin - own.begin),
+                   static_cast<int>(s->first + begin - row), static_cast<int>(end - begin));
+    row += s->count;
   }
+}
+
+// How many of the best logits of a row the planned sequences can need; 0: all.
+int Scheduler::candidates() const {
+  int most = 1;
+  for (const DpRank& dp_rank : dp_ranks_)
+    for (const Sequence* s : dp_rank.planned) {
+      const Request& r = s->request;
+      const bool all = r.observe != 0 || (r.temperature > 0 && r.top_k == 0);
+      if (all) return 0;
+      if (r.temperature > 0) most = std::max(most, static_cast<int>(r.top_k));
+    }
+  return most;
+}
+
+void Scheduler::apply(DpRank& dp_rank, int rank, const msg::StepDone& done) {
+  show_observed(dp_rank, rank);
+  if (rank % limits_.attn_tp_size != 0) return;  // its group's first rank has said the same
+  const bool with_log_probs = (observe_ & static_cast<uint8_t>(msg::Observe::LogProbs)) != 0;
+  AnswerReader reader(rank, done);
+  for (Sequence* s : dp_rank.planned)
+    apply(*s, reader.next(*s, limits_.num_drafts, with_log_probs));
+  reader.expect_end();
+}
+
+void Scheduler::apply(Sequence& s, const Answer& answer) {
+  Completion& completion = s.completion;
+  const size_t tokens_before = completion.tokens.size();
+  const auto accepted = static_cast<int64_t>(answer.tokens.size()) - 1;
+  const bool was_prompt = s.in_prompt();
+  if (was_prompt) {
+    statistics_.prefill_tokens += s.count;
+    if ((s.request.observe & static_cast<uint8_t>(msg::Observe::LogProbs)) != 0)
+      completion.log_probs.insert(completion.log_probs.end(), answer.log_probs.begin(),
+                                  answer.log_probs.end());
+  } else {
+    ++completion.verify_steps;
+    completion.drafted += s.num_drafts;
+    completion.accepted += accepted;
+  }
+  s.computed = s.first + s.count - s.num_drafts + (s.sample ? accepted : 0);
+  s.drafts.assign(answer.drafts.begin(), answer.drafts.end());
+  accept_tokens(s, answer.tokens);
+  if (!was_prompt && decode_step_)
+    statistics_.decode_tokens += static_cast<int64_t>(completion.tokens.size() - tokens_before);
 }
 
 void Scheduler::accept_tokens(Sequence& s, std::span<const int32_t> tokens) {

@@ -20,6 +20,7 @@
 
 #include "actors/actor.h"
 #include "actors/block_pool.h"
+#include "model/parallel_layout.h"
 
 namespace troupe::actors {
 
@@ -57,7 +58,7 @@ struct StepStatistics {
 struct SchedulerLimits {
   int world_size = 1;
   int attn_tp_size = 1;             // ranks that run the same sequences
-  int sequences_per_dp_rank = 1;
+  int batch_size = 1;               // sequences in flight over all data-parallel ranks
   int max_prefill_tokens = 512;     // per data-parallel rank and step
   int num_drafts = 0;               // next_n
   bool run_mtp = false;             // also without drafts: to observe the MTP logits
@@ -66,7 +67,8 @@ struct SchedulerLimits {
   int64_t blocks_per_dp_rank = 0;
 
   int dp_size() const { return world_size / attn_tp_size; }
-  int max_rows() const { return max_prefill_tokens + sequences_per_dp_rank * (1 + num_drafts); }
+  int sequences_per_dp_rank() const { return (batch_size + dp_size() - 1) / dp_size(); }
+  int max_rows() const { return max_prefill_tokens + sequences_per_dp_rank() * (1 + num_drafts); }
 };
 
 class Scheduler final : public Actor {
@@ -75,6 +77,7 @@ class Scheduler final : public Actor {
   using OnTokens = std::function<void(int index, std::span<const int32_t> tokens, FinishReason)>;
   // The rows [first_position, first_position + count) of request `index` have been observed: they
   // are rows [first_row, first_row + count) of rank `rank`'s observation section until this returns.
+  // (The ranks of an attention group show a slice each.)
   using OnObserved =
       std::function<void(int index, int rank, int first_row, int first_position, int count)>;
 
@@ -94,6 +97,8 @@ class Scheduler final : public Actor {
  private:
   struct Sequence;
   struct DpRank;
+  struct Answer;
+  class AnswerReader;
   void on(const msg::StepDone& done, int from_rank) override;
 
   void admit();
@@ -101,7 +106,10 @@ class Scheduler final : public Actor {
   void plan_sequence(Sequence& sequence, int& prefill_budget);
   void send_plans();
   void finish_step();
+  void show_observed(const DpRank& dp_rank, int rank);
+  int candidates() const;
   void apply(DpRank& dp_rank, int rank, const msg::StepDone& done);
+  void apply(Sequence& sequence, const Answer& answer);
   void accept_tokens(Sequence& sequence, std::span<const int32_t> tokens);
   double now_s() const;
 
@@ -114,7 +122,8 @@ class Scheduler final : public Actor {
   size_t num_finished_ = 0;
   uint64_t step_ = 0;
   bool decode_step_ = false;
-  int missing_answers_ = 0;
+  uint8_t observe_ = 0;  // what any sequence of this step wants to see
+  std::vector<uint8_t> asked_;  // [world size]: 1 until the rank has answered this step
   std::chrono::steady_clock::time_point started_, step_started_;
   StepStatistics statistics_;
 };

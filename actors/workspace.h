@@ -7,6 +7,7 @@
 #include "actors/messages/message_generated.h"
 #include "base/matrix.h"
 #include "base/memory.h"
+#include "model/parallel_layout.h"
 
 namespace troupe::actors {
 
@@ -40,6 +41,13 @@ class Workspace {
 inline msg::Tensor first_rows(const msg::Tensor& tensor, int64_t rows) {
   TROUPE_CHECK(rows >= 0 && rows <= tensor.rows(), "{} of {}", rows, tensor.rows());
   return msg::Tensor(tensor.offset(), static_cast<int32_t>(rows), tensor.cols());
+}
+
+// Rows [range.begin, range.end) of a tensor.
+inline msg::Tensor slice_rows(const msg::Tensor& tensor, const model::Range& range) {
+  TROUPE_CHECK(range.begin >= 0 && range.begin <= range.end && range.end <= tensor.rows());
+  return msg::Tensor(tensor.offset() + range.begin * tensor.cols() * sizeof(float),
+                     static_cast<int32_t>(range.size()), tensor.cols());
 }
 
 }  // namespace troupe::actors

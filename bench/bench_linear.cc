@@ -29,7 +29,8 @@ Weights make_weights(WeightType type, int64_t rows, int64_t cols, size_t bytes) 
   PackedMatrix plan = plan_packed(type, rows, LeafRange{.k_total = cols});
   const size_t stride = (plan.bytes() + 63) / 64 * 64;
   const size_t num_copies = std::max<size_t>(bytes / stride, 1);
-  Weights weights{.memory = Mapping::anonymous(num_copies * stride), .copies = {}};
+  Weights weights{.memory = Mapping::anonymous(num_copies * stride, Mapping::Pages::kHuge),
+                  .copies = {}};
   std::memset(weights.memory.data(), 0x31, weights.memory.size());
   for (size_t i = 0; i < num_copies; ++i) {
     plan.data = weights.memory.data() + i * stride;
@@ -66,7 +67,7 @@ void run_linear(benchmark::State& state, WeightType type, size_t cold_bytes) {
 }
 
 void bench_read(benchmark::State& state) {
-  const Mapping memory = Mapping::anonymous(kColdBytes);
+  const Mapping memory = Mapping::anonymous(kColdBytes, Mapping::Pages::kHuge);
   std::memset(memory.data(), 1, memory.size());
   const auto* words = reinterpret_cast<const uint64_t*>(memory.data());
   for (auto _ : state)

@@ -26,6 +26,7 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 constexpr int64_t kMaxMessageBytes = int64_t{64} << 20;
+constexpr milliseconds kLastWordsLinger{1000};  // a rank says why it ends and ends at once
 
 [[noreturn]] void throw_zmq_error(const char* call) {
   throw RankError(fmt::format("{}: {}", call, zmq_strerror(zmq_errno())));
@@ -36,13 +37,14 @@ void set_option(void* socket, int option, T value) {
   if (zmq_setsockopt(socket, option, &value, sizeof(value)) != 0) throw_zmq_error("zmq_setsockopt");
 }
 
-// A context with one socket. What has not been delivered when it is destroyed is lost (linger 0).
+// A context with one socket. Its end waits up to `linger` for what has been sent to leave the
+// process; the rest is lost.
 class Socket {
  public:
-  explicit Socket(int type) : context_(zmq_ctx_new()) {
+  Socket(int type, milliseconds linger) : context_(zmq_ctx_new()) {
     if (context_ != nullptr) socket_ = zmq_socket(context_, type);
     if (socket_ == nullptr) throw_zmq_error("zmq_socket");
-    set_option(socket_, ZMQ_LINGER, 0);
+    set_option(socket_, ZMQ_LINGER, static_cast<int>(linger.count()));
     set_option(socket_, ZMQ_MAXMSGSIZE, kMaxMessageBytes);
   }
   Socket(const Socket&) = delete;
@@ -124,7 +126,7 @@ int rank_of(std::span<const std::byte> id, int world_size) {
 }  // namespace
 
 struct LauncherEndpoint::Impl {
-  Socket socket{ZMQ_ROUTER};
+  Socket socket{ZMQ_ROUTER, milliseconds(0)};
   AlignedBody body;
   int world_size = 0;
 };
@@ -175,7 +177,7 @@ std::optional<ReceivedMessage> LauncherEndpoint::receive() {
 }
 
 struct RankEndpoint::Impl {
-  Socket socket{ZMQ_DEALER};
+  Socket socket{ZMQ_DEALER, kLastWordsLinger};
   AlignedBody body;
 };
 

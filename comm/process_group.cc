@@ -72,6 +72,8 @@ ProcessGroup::ProcessGroup(Communicator& communicator, uint32_t id, std::vector<
         std::make_unique<Transfer>(communicator.transfers(), ranks_, rank_, peer_order_));
 }
 
+ProcessGroup::ProcessGroup(ProcessGroup&& other) noexcept = default;
+
 ProcessGroup::~ProcessGroup() {
   for (const auto& transfer : transfers_) communicator_.transfers().abandon(*transfer);
 }

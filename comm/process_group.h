@@ -113,6 +113,7 @@ class ProcessGroup {
   // ranks: world ranks in group order, containing communicator.world_rank(). `id` is the same on
   // all members and unlike that of any other group with an equal member.
   ProcessGroup(Communicator& communicator, uint32_t id, std::vector<int> ranks);
+  ProcessGroup(ProcessGroup&& other) noexcept;
   ~ProcessGroup();
 
   int size() const { return static_cast<int>(ranks_.size()); }

@@ -13,11 +13,14 @@
 #include "launcher/config_keys.h"
 #include "layers/kv_cache.h"
 #include "model/parallel_layout.h"
+#include "model/weights.h"
 
 namespace troupe::launcher {
 namespace {
 
-constexpr int64_t kAssumedPrompt = 1024;  // when neither prompts nor prefill steps have a bound
+// Where the configuration sets no bound.
+constexpr int64_t kAssumedPrompt = 1024;  // tokens
+constexpr int64_t kAssumedStep = 512;     // prompt tokens of a rank's step
 
 // The load of one rank that memory is computed for.
 struct Load {
@@ -39,8 +42,9 @@ Load largest_load(const Config& config, const model::ModelConfig& model) {
   load.prompt = std::min(load.prompt, model.max_position_embeddings);
   load.positions =
       std::min(load.prompt + scheduler.max_new_tokens, model.max_position_embeddings) + per_step;
-  const int64_t prefill =
-      scheduler.max_prefill_tokens > 0 ? scheduler.max_prefill_tokens : load.prompt;
+  const int64_t step =
+      scheduler.max_prefill_tokens > 0 ? scheduler.max_prefill_tokens : kAssumedStep;
+  const int64_t prefill = std::min(step, load.prompt * load.sequences);
   load.rows = std::max(prefill, load.sequences * per_step);
   return load;
 }
@@ -89,6 +93,17 @@ std::string range_text(const model::Range& range) {
   if (range.size() == 0) return "none";
   if (range.size() == 1) return fmt::format("{}", range.begin);
   return fmt::format("{}-{}", range.begin, range.end - 1);
+}
+
+model::WeightOptions weight_options(const Config& config) {
+  const bool is_float32 = config.model.dtype == ComputeType::kFloat32;
+  return {.with_ckpt = config.model.with_ckpt,
+          .seed = config.data.seed,
+          .with_mtp = config.model.next_n > 0,
+          .format = config.runtime.weight_format == WeightFormat::kBf16
+                        ? model::WeightOptions::Format::kBf16
+                        : model::WeightOptions::Format::kAuto,
+          .exact_kv_b = is_float32};
 }
 
 class Report {
@@ -183,7 +198,7 @@ class Report {
       line("         {} experts, {} per token, {} shared", model_.n_routed_experts,
            model_.gate.topk, model_.n_shared_experts);
     }
-    line("         {}, {}, {} drafts per step",
+    line("         {}, {}, next_n {}",
          config_.model.dtype == ComputeType::kFloat32 ? "float32" : "bfloat16",
          config_.model.with_ckpt ? "weights of the checkpoint" : "random weights",
          config_.model.next_n);
@@ -224,10 +239,10 @@ class Report {
          bytes_text(shared_));
     line("         windows: up to {} a rank (comm_buffer_mb), touched when used",
          bytes_text(ranks_.front().windows));
-    line("         KV cache: {} sequences a rank, each a prompt of {} and {} positions in all,",
-         load_.sequences, load_.prompt, load_.positions);
-    line("         in blocks of {}; the prompt is {}", config_.scheduler.block_size,
-         prompt_source());
+    line("         KV cache: for batch_size / DP = {} in flight a rank, each with {} positions, in",
+         load_.sequences, load_.positions);
+    line("         blocks of {}: a prompt of {} ({}) and max_new_tokens",
+         config_.scheduler.block_size, load_.prompt, prompt_source());
     line("         in all {}; this machine has {}, of which {} for ranks: {}", bytes_text(total_),
          bytes_text(machine_bytes()), bytes_text(budget_),
          total_ <= budget_ ? "fits" : "DOES NOT FIT");
@@ -241,7 +256,7 @@ class Report {
   const char* prompt_source() const {
     if (config_.data.input_truncated_len > 0) return "input_truncated_len";
     if (config_.scheduler.max_prefill_tokens > 0) return "max_prefill_tokens";
-    return "assumed (input_truncated_len sets it)";
+    return "assumed";
   }
 
   void write_lines(const char* title, const std::vector<std::string>& lines) {
@@ -260,17 +275,6 @@ class Report {
 };
 
 }  // namespace
-
-model::WeightOptions weight_options(const Config& config) {
-  const bool is_float32 = config.model.dtype == ComputeType::kFloat32;
-  return {.with_ckpt = config.model.with_ckpt,
-          .seed = config.data.seed,
-          .with_mtp = config.model.next_n > 0,
-          .format = config.runtime.weight_format == WeightFormat::kBf16
-                        ? model::WeightOptions::Format::kBf16
-                        : model::WeightOptions::Format::kAuto,
-          .exact_kv_b = is_float32};
-}
 
 std::string check_report(const Config& config, bool fit) {
   const model::ModelConfig model = model::read_model_config(config.model.model_path);

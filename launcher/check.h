@@ -5,7 +5,6 @@
 
 #include "launcher/config.h"
 #include "model/model_config.h"
-#include "model/weights.h"
 
 namespace troupe::launcher {
 
@@ -17,10 +16,6 @@ struct RankMemory {
   size_t windows = 0;    // comm_buffer_mb, touched only when used
   size_t workspace = 0;  // activations, an estimate
 };
-
-// What the configuration asks of the weights; for `run` as well. Random weights take
-// data_config.seed.
-model::WeightOptions weight_options(const Config& config);
 
 // The layout as a table: sizes and derived groups, experts and heads per rank, memory per rank and
 // in all, the machine's memory, and what `run` would refuse. UserError as read_config and

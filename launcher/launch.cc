@@ -26,7 +26,8 @@ using std::chrono::steady_clock;
 
 constexpr int kDefaultPrefillTokens = 512;  // prompt tokens per rank and step
 constexpr milliseconds kPollInterval{100};
-constexpr milliseconds kAbortGrace{500};  // for ranks to leave by themselves once aborted
+constexpr milliseconds kLastWordsGrace{1000};  // for messages of a rank that has exited to arrive
+constexpr milliseconds kAbortGrace{500};       // for ranks to leave by themselves once aborted
 constexpr milliseconds kShutdownGrace{5000};
 
 // Signals that end the launch arrive as data on a descriptor while this lives.
@@ -74,8 +75,9 @@ msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits
   launch.lmhead_tp_size = config.parallel.lmhead_tp_size;
   launch.o_proj_tp_size = config.parallel.o_proj_tp_size;
   launch.shared_tp_size = config.parallel.shared_tp_size;
+  launch.enable_o_proj_alltoall = config.parallel.enable_o_proj_alltoall;
   launch.max_rows = limits.max_rows();
-  launch.max_sequences = limits.sequences_per_dp_rank;
+  launch.max_sequences = limits.sequences_per_dp_rank();
   launch.max_drafts = limits.num_drafts;
   launch.moe_chunk_max_len = config.model.moe_chunk_max_len;
   launch.kv_blocks = limits.blocks_per_dp_rank;
@@ -98,8 +100,7 @@ actors::SchedulerLimits scheduler_limits(const Config& config, const model::Mode
   actors::SchedulerLimits limits;
   limits.world_size = config.parallel.world_size;
   limits.attn_tp_size = config.parallel.attn_tp_size;
-  const int dp_size = limits.dp_size();
-  limits.sequences_per_dp_rank = (config.scheduler.batch_size + dp_size - 1) / dp_size;
+  limits.batch_size = config.scheduler.batch_size;
   int64_t longest_prompt = 1, longest_sequence = 1;
   for (const actors::Request& request : requests) {
     const auto prompt = static_cast<int64_t>(request.prompt.size());
@@ -111,14 +112,14 @@ actors::SchedulerLimits scheduler_limits(const Config& config, const model::Mode
                              ? config.scheduler.max_prefill_tokens
                              : kDefaultPrefillTokens;
   limits.max_prefill_tokens =
-      static_cast<int>(std::min(wished, longest_prompt * limits.sequences_per_dp_rank));
+      static_cast<int>(std::min(wished, longest_prompt * limits.sequences_per_dp_rank()));
   limits.num_drafts = config.model.next_n;
   limits.run_mtp = config.model.next_n > 0 || observes_mtp;
   limits.max_positions = model.max_position_embeddings;
   limits.block_size = config.scheduler.block_size;
   const int64_t positions = longest_sequence + limits.num_drafts + 1;
   limits.blocks_per_dp_rank =
-      (positions + limits.block_size - 1) / limits.block_size * limits.sequences_per_dp_rank;
+      (positions + limits.block_size - 1) / limits.block_size * limits.sequences_per_dp_rank();
   return limits;
 }
 
@@ -194,12 +195,15 @@ class Launch {
       wait_for_events();
       read_messages();
       if (signals_.arrived()) throw_after_stop<Interrupted>("interrupted");
-      for (const RankExit& exit : supervisor_.reap()) {
-        read_messages();  // its last words came before it died
-        if (!ranks_[exit.rank].gone) fail_with(exit_cause(exit));
-      }
+      for (const RankExit& exit : supervisor_.reap()) on_exit(exit);
       check_for_stall();
     }
+  }
+
+  void on_exit(const RankExit& exit) {
+    if (exit.signal == 0) hear_last_words(exit.rank);
+    read_messages();
+    if (!ranks_[exit.rank].gone) fail_with(exit_cause(exit));
   }
 
   void wait_for_events() {
@@ -210,6 +214,15 @@ class Launch {
     for (const int fd : supervisor_.poll_fds())
       if (fd >= 0) fds.push_back({fd, POLLIN, 0});
     ::poll(fds.data(), fds.size(), static_cast<int>(kPollInterval.count()));
+  }
+
+  // A rank that exits by itself has said Goodbye or Failed; that may still be under way.
+  void hear_last_words(int rank) {
+    const auto deadline = steady_clock::now() + kLastWordsGrace;
+    for (read_messages(); !ranks_[rank].gone && steady_clock::now() < deadline; read_messages()) {
+      pollfd fd{endpoint_->poll_fd(), POLLIN, 0};
+      ::poll(&fd, 1, 10);
+    }
   }
 
   void read_messages() {

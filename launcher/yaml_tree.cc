@@ -85,7 +85,8 @@ class TreeBuilder final : public YAML::EventHandler {
   // Where the value that begins now belongs.
   YamlNode& place(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor) {
     check_plain(mark, tag, anchor);
-    if (awaits_key()) throw SyntaxError{mark, "a key must be a word"};
+    // The parser also takes an open bracket without its end for the start of a key.
+    if (awaits_key()) throw SyntaxError{mark, "a key must be a word, or a bracket is not closed"};
     YamlNode* node = &root_;
     if (!open_.empty()) {
       auto& [parent, has_key] = open_.back();

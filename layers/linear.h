@@ -82,7 +82,8 @@ struct SourceRows {
 // Writes `count` source rows into rows [dst_row, dst_row + count) of `matrix`, inputs
 // [k_begin, k_end) of them. Allowed conversions: kF32 -> kF32, kBf16; kBf16 -> kF32, kBf16;
 // kFp8 -> kFp8 (codes kept), kF32 (code * scale exactly), kBf16 (that, rounded).
-// The padding rows must be zero already (fresh mappings are).
+// A NaN code gives its row and block the scale NaN: the sums are NaN all the same, and the kernels
+// need not know that code. The padding rows must be zero already (fresh mappings are).
 void pack_rows(PackedMatrix& matrix, int64_t dst_row, int64_t count, const SourceRows& source);
 
 // y[t][n] = round(sum over k of W[n][k] x[t][k]), the sum as described above. For a matrix that

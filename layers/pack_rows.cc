@@ -1,7 +1,6 @@
 // pack_rows of layers/linear.h: from a checkpoint's rows to the kernel's tiles.
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <type_traits>
@@ -17,55 +16,113 @@ struct Fp8 {
 
 using SourceType = SourceRows::Type;
 
-// The part of a tile that is packed at once: lanes [first_lane, last_lane) and inputs that share a
-// block of scales.
+// The part of a tile that is packed at once: lanes [first_lane, last_lane) and the at most
+// kFp8Block inputs that share a scale.
 struct Run {
   const std::byte* rows[kTileRows];  // each at the run's first input; any alignment
   float scales[kTileRows];           // fp8 only
   int first_lane;
   int last_lane;
   int64_t num_k;
+
+  bool is_whole_tile() const { return last_lane - first_lane == kTileRows; }
 };
 
-const std::array<float, 256>& fp8_values() {
-  static const std::array<float, 256> values = [] {
-    std::array<float, 256> table;
-    for (int code = 0; code < 256; ++code)
-      table[code] = fp8_e4m3_to_float(static_cast<uint8_t>(code));
-    return table;
-  }();
+const std::array<float, 256> kFp8Values = [] {
+  std::array<float, 256> values;
+  for (int code = 0; code < 256; ++code)
+    values[code] = fp8_e4m3_to_float(static_cast<uint8_t>(code));
   return values;
-}
+}();
 
 float widen(float value, float) { return value; }
 float widen(Bf16 value, float) { return to_float(value); }
-float widen(Fp8 value, float scale) { return fp8_values()[value.code] * scale; }
+float widen(Fp8 value, float scale) { return kFp8Values[value.code] * scale; }
 
-template <class To, class From>
-To convert(From value, float scale) {
-  if constexpr (std::is_same_v<To, From>)
-    return value;
-  else if constexpr (std::is_same_v<To, Bf16>)
-    return to_bf16(widen(value, scale));
+template <class To>
+To convert(float value) {
+  if constexpr (std::is_same_v<To, Bf16>)
+    return to_bf16(value);
   else
-    return widen(value, scale);
+    return value;
+}
+
+// 16 bytes of a row, and such vectors a, b with their elements interleaved: first halves, last
+// halves.
+using Bytes = uint8_t __attribute__((vector_size(16)));
+
+template <size_t kElementBytes>
+void interleave(Bytes a, Bytes b, Bytes& low, Bytes& high) {
+  if constexpr (kElementBytes == 1) {
+    low = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    high =
+        __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  } else if constexpr (kElementBytes == 2) {
+    low = __builtin_shufflevector(a, b, 0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23);
+    high =
+        __builtin_shufflevector(a, b, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
+  } else {
+    low = __builtin_shufflevector(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    high =
+        __builtin_shufflevector(a, b, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+  }
+}
+
+// Transposes a matrix of 16 rows of 16 bytes. Interleaving the first half of all elements with the
+// last rotates the bits of an element's index by one; four times exchange the row with the column.
+template <size_t kElementBytes>
+void transpose16(Bytes* rows) {
+  for (int round = 0; round < 4; ++round) {
+    Bytes next[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i)
+      interleave<kElementBytes>(rows[i], rows[i + 8], next[2 * i], next[2 * i + 1]);
+    std::memcpy(rows, next, sizeof(next));
+  }
 }
 
 template <class To, class From>
-void transpose(const Run& run, To* out) {
-  for (int64_t k = 0; k < run.num_k; ++k) {
-    for (int lane = run.first_lane; lane < run.last_lane; ++lane) {
+void convert_row(const std::byte* row, float scale, int64_t count, To* out) {
+  if constexpr (std::is_same_v<To, From>) {
+    std::memcpy(out, row, count * sizeof(To));
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
       From value;
-      std::memcpy(&value, run.rows[lane] + k * sizeof(From), sizeof(From));
-      out[k * kTileRows + lane] = convert<To>(value, run.scales[lane]);
+      std::memcpy(&value, row + i * sizeof(From), sizeof(From));
+      out[i] = convert<To>(widen(value, scale));
     }
   }
 }
 
+template <class To, class From>
+void pack_run(const Run& run, To* out) {
+  To rows[kTileRows][kFp8Block] = {};
+  for (int lane = run.first_lane; lane < run.last_lane; ++lane)
+    convert_row<To, From>(run.rows[lane], run.scales[lane], run.num_k, rows[lane]);
+
+  constexpr int64_t kColumns = sizeof(Bytes) / sizeof(To);
+  for (int64_t k = 0; k < run.num_k; k += kColumns) {
+    Bytes block[kTileRows];
+    for (int lane = 0; lane < kTileRows; ++lane)
+      std::memcpy(&block[lane], &rows[lane][k], sizeof(Bytes));
+    transpose16<sizeof(To)>(block);
+    if (run.is_whole_tile() && k + kColumns <= run.num_k) {
+      std::memcpy(out + k * kTileRows, block, sizeof(block));
+      continue;
+    }
+    To columns[kColumns][kTileRows];
+    std::memcpy(columns, block, sizeof(columns));
+    for (int64_t c = 0; c < std::min(kColumns, run.num_k - k); ++c)
+      std::copy(columns[c] + run.first_lane, columns[c] + run.last_lane,
+                out + (k + c) * kTileRows + run.first_lane);
+  }
+}
+
 bool has_nan_code(const std::byte* codes, int64_t count) {
-  bool found = false;
-  for (int64_t i = 0; i < count; ++i) found |= (codes[i] & std::byte{0x7f}) == std::byte{0x7f};
-  return found;
+  uint8_t greatest = 0;  // not an early exit: this loop is vectorised
+  for (int64_t i = 0; i < count; ++i)
+    greatest = std::max(greatest, static_cast<uint8_t>(codes[i] & std::byte{0x7f}));
+  return greatest == 0x7f;
 }
 
 // out: the scales of one tile and block.
@@ -95,7 +152,7 @@ class Packer {
     for (int64_t k = k_begin, next; k < k_end; k = next, scales += kTileRows) {
       next = std::min(k_end, (k / kFp8Block + 1) * kFp8Block);
       const Run run = find_run(tile, k, next);
-      transpose<To, From>(run, data + (k - k_begin) * kTileRows);
+      pack_run<To, From>(run, data + (k - k_begin) * kTileRows);
       if constexpr (std::is_same_v<To, Fp8>) store_scales(run, scales);
     }
   }

@@ -1,4 +1,5 @@
-// layers/simd_plain.h: F32x16 as loops, for any machine. Included by simd.h only.
+// layers/simd_plain.h: F32x16 as loops, for any machine. Included by simd.h only. It is compiled as
+// all other code is, so it may call functions from outside.
 #pragma once
 
 namespace troupe::layers::TROUPE_ISA_NAMESPACE {

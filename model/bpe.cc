@@ -2,7 +2,6 @@
 
 #include <functional>
 #include <queue>
-#include <tuple>
 
 #include "base/error.h"
 
@@ -10,8 +9,9 @@ namespace troupe::model {
 
 namespace {
 
-uint64_t pair_key(int32_t left, int32_t right) {
-  return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
+// Two numbers that are not negative, ordered by the first.
+uint64_t pack(int32_t first, int32_t second) {
+  return static_cast<uint64_t>(first) << 32 | static_cast<uint32_t>(second);
 }
 
 }  // namespace
@@ -32,19 +32,13 @@ class Bpe::Word {
     int32_t id;
     int32_t previous, next;  // -1 and size() at the ends
   };
-  struct Candidate {
-    int32_t rank, position, result;
-    bool operator>(const Candidate& other) const {
-      return std::tie(rank, position) > std::tie(other.rank, other.position);
-    }
-  };
-
   bool is_symbol(int32_t at) const { return at >= 0 && at < static_cast<int32_t>(symbols_.size()); }
   void consider(int32_t left, int32_t right);
 
   const Bpe& bpe_;
   std::vector<Symbol> symbols_;
-  std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> queue_;
+  // Rank and position of the left symbol, packed; the smallest comes first.
+  std::priority_queue<uint64_t, std::vector<uint64_t>, std::greater<>> queue_;
 };
 
 Bpe::Word::Word(const Bpe& bpe, std::vector<int32_t> ids) : bpe_(bpe) {
@@ -57,26 +51,27 @@ Bpe::Word::Word(const Bpe& bpe, std::vector<int32_t> ids) : bpe_(bpe) {
 void Bpe::Word::consider(int32_t left, int32_t right) {
   if (!is_symbol(left) || !is_symbol(right)) return;
   const Rule* rule = bpe_.find(symbols_[left].id, symbols_[right].id);
-  if (rule != nullptr) queue_.push({rule->rank, left, rule->result});
+  if (rule != nullptr) queue_.push(pack(rule->rank, left));
 }
 
 void Bpe::Word::merge_all() {
   while (!queue_.empty()) {
-    const Candidate candidate = queue_.top();
+    const auto position = static_cast<int32_t>(queue_.top() & 0xffffffffu);
+    const int32_t result = bpe_.results_[queue_.top() >> 32];
     queue_.pop();
-    Symbol& left = symbols_[candidate.position];
+    Symbol& left = symbols_[position];
     if (left.id == kGone || !is_symbol(left.next)) continue;
     Symbol& right = symbols_[left.next];
     // The reference asks for the same result only, not for the pair that was queued.
     const Rule* rule = bpe_.find(left.id, right.id);
-    if (rule == nullptr || rule->result != candidate.result) continue;
+    if (rule == nullptr || rule->result != result) continue;
 
-    left.id = candidate.result;
+    left.id = result;
     left.next = right.next;
     right.id = kGone;
-    if (is_symbol(left.next)) symbols_[left.next].previous = candidate.position;
-    consider(left.previous, candidate.position);
-    consider(candidate.position, left.next);
+    if (is_symbol(left.next)) symbols_[left.next].previous = position;
+    consider(left.previous, position);
+    consider(position, left.next);
   }
 }
 
@@ -88,13 +83,14 @@ void Bpe::Word::append_to(std::vector<int32_t>& ids) const {
 Bpe::Bpe(const std::array<int32_t, 256>& byte_ids, std::span<const Merge> merges)
     : byte_ids_(byte_ids) {
   rules_.reserve(merges.size());
-  for (size_t rank = 0; rank < merges.size(); ++rank)
-    rules_[pair_key(merges[rank].left, merges[rank].right)] = {static_cast<int32_t>(rank),
-                                                               merges[rank].result};
+  for (const Merge& merge : merges) {
+    rules_[pack(merge.left, merge.right)] = {static_cast<int32_t>(results_.size()), merge.result};
+    results_.push_back(merge.result);
+  }
 }
 
 const Bpe::Rule* Bpe::find(int32_t left, int32_t right) const {
-  const auto found = rules_.find(pair_key(left, right));
+  const auto found = rules_.find(pack(left, right));
   return found == rules_.end() ? nullptr : &found->second;
 }
 
@@ -105,8 +101,10 @@ void Bpe::encode(std::string_view piece, std::vector<int32_t>& ids) const {
   for (const char c : piece) {
     const auto byte = static_cast<uint8_t>(c);
     if (byte_ids_[byte] < 0)
-      throw_user_error("tokenizer.json: the vocabulary has no token for byte {:#04x} of the text",
-                       byte);
+      throw_user_error(
+          "tokenizer.json: the text holds bytes {:#04x}; the vocabulary has no token "
+          "for them",
+          byte);
     bytes.push_back(byte_ids_[byte]);
   }
   Word word(*this, std::move(bytes));

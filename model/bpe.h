@@ -34,7 +34,8 @@ class Bpe {
   const Rule* find(int32_t left, int32_t right) const;
 
   std::array<int32_t, 256> byte_ids_;
-  std::unordered_map<uint64_t, Rule> rules_;  // by left << 32 | right
+  std::unordered_map<uint64_t, Rule> rules_;  // by the packed pair of ids
+  std::vector<int32_t> results_;              // by rank
 };
 
 }  // namespace troupe::model

@@ -67,7 +67,7 @@ class DeepseekWeights {
     add_kv_b(prefix + "kv_b_proj.weight", weights);
     weights.o = row_parallel(
         linear(prefix + "o_proj.weight", config_.hidden_size, all_heads * config_.v_head_dim),
-        sizes_.attn_tp_size);
+        layout_.o_proj_tp_size());
     return weights;
   }
 

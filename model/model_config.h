@@ -23,26 +23,26 @@ struct ModelConfig {
   int64_t intermediate_size = 0;      // dense layers
   int64_t moe_intermediate_size = 0;  // one expert
   int num_hidden_layers = 0;
-  int num_nextn_predict_layers = 0;   // MTP modules behind the last layer; 0 or 1 is usable
+  int num_nextn_predict_layers = 0;  // MTP modules behind the last layer; 0 or 1 is usable
   int num_attention_heads = 0;
-  int64_t q_lora_rank = 0;            // 0: the query is one projection (null in the file)
+  int64_t q_lora_rank = 0;  // 0: the query is one projection (null in the file)
   int64_t kv_lora_rank = 0;
   int64_t qk_nope_head_dim = 0;
   int64_t qk_rope_head_dim = 0;
   int64_t v_head_dim = 0;
   int n_routed_experts = 0;
-  int n_shared_experts = 0;           // 0: none
+  int n_shared_experts = 0;  // 0: none
   int first_k_dense_replace = 0;
   int moe_layer_freq = 1;
-  layers::TopkGateConfig gate;        // from topk_method, scoring_func, n_group, ...
-  bool gate_has_bias = false;         // e_score_correction_bias (noaux_tc)
+  layers::TopkGateConfig gate;  // from topk_method, scoring_func, n_group, ...
+  bool gate_has_bias = false;   // e_score_correction_bias (noaux_tc)
   float rms_norm_eps = 1e-6f;
   double rope_theta = 10000;
   std::optional<layers::YarnConfig> yarn;
   int64_t max_position_embeddings = 0;
   bool tie_word_embeddings = false;
-  bool fp8_weights = false;           // quantization_config: fp8, e4m3, blocks of 128 x 128
-  std::vector<int32_t> eos_token_ids; // generation_config.json if it has them, else config.json
+  bool fp8_weights = false;            // quantization_config: fp8, e4m3, blocks of 128 x 128
+  std::vector<int32_t> eos_token_ids;  // generation_config.json if it has them, else config.json
 
   bool is_moe_layer(int layer) const {
     return n_routed_experts > 0 && layer >= first_k_dense_replace && layer % moe_layer_freq == 0;

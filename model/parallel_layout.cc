@@ -2,6 +2,8 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace troupe::model {
@@ -55,10 +57,6 @@ void check_experts(const ParallelSizes& sizes, const ModelConfig& config) {
                config.shared_intermediate_size());
 }
 
-Range part(int64_t width, int index, int count) {
-  return {index * width / count, (index + 1) * width / count};
-}
-
 }  // namespace
 
 ParallelLayout::ParallelLayout(const ParallelSizes& sizes, const ModelConfig& config)
@@ -101,20 +99,31 @@ std::vector<int> ParallelLayout::ep_group(int world_rank) const {
   return ranks;
 }
 
+bool ParallelLayout::uses_tensor_parallelism() const {
+  const ParallelSizes& s = sizes_;
+  return std::max({s.attn_tp_size, s.dense_tp_size, s.moe_tp_size, s.embed_tp_size,
+                   s.lmhead_tp_size, s.o_proj_tp_size, s.shared_tp_size}) > 1;
+}
+
+int ParallelLayout::o_proj_tp_size() const {
+  const bool by_heads = sizes_.o_proj_tp_size == 1 && !sizes_.enable_o_proj_alltoall;
+  return by_heads ? sizes_.attn_tp_size : sizes_.o_proj_tp_size;
+}
+
 Range ParallelLayout::heads(int world_rank) const {
-  return part(num_heads_, tp_rank(world_rank, sizes_.attn_tp_size), sizes_.attn_tp_size);
+  return piece(num_heads_, tp_rank(world_rank, sizes_.attn_tp_size), sizes_.attn_tp_size);
 }
 
 Range ParallelLayout::experts(int world_rank) const {
-  return part(num_experts_, ep_rank(world_rank), sizes_.moe_ep_size());
+  return piece(num_experts_, ep_rank(world_rank), sizes_.moe_ep_size());
 }
 
 Range ParallelLayout::vocab_rows(int world_rank) const {
-  return part(vocab_size_, tp_rank(world_rank, sizes_.embed_tp_size), sizes_.embed_tp_size);
+  return piece(vocab_size_, tp_rank(world_rank, sizes_.embed_tp_size), sizes_.embed_tp_size);
 }
 
 Range ParallelLayout::vocab_columns(int world_rank) const {
-  return part(vocab_size_, tp_rank(world_rank, sizes_.lmhead_tp_size), sizes_.lmhead_tp_size);
+  return piece(vocab_size_, tp_rank(world_rank, sizes_.lmhead_tp_size), sizes_.lmhead_tp_size);
 }
 
 Range ParallelLayout::columns(int64_t width, int tp_rank, int tp_size) {

@@ -16,7 +16,7 @@
 namespace troupe::model {
 
 enum class Dtype : uint8_t { kF32, kBf16, kF16, kF8E4M3, kI32, kU8, kOther };
-size_t dtype_size(Dtype dtype);
+size_t dtype_size(Dtype dtype);       // of one element; 0 for kOther
 const char* dtype_name(Dtype dtype);  // as in the file: "F32", "BF16", "F8_E4M3", ...
 
 struct Tensor {
@@ -26,10 +26,10 @@ struct Tensor {
   size_t bytes = 0;
 };
 
-// One .safetensors file. Format: u64 header length (little endian), JSON header, data. The header is
-// bounded (100 MB), every range lies inside the file, ranges do not overlap and leave no gap, and
-// shape x element size equals the range: all checked before a tensor is given out.
-// Throws UserError naming the file, the tensor and the offset.
+// One .safetensors file. Format: u64 header length (little endian), JSON header, data. The header
+// is bounded (100 MB), every range lies inside the file, ranges do not overlap and leave no gap,
+// and shape x element size equals the range: all checked before a tensor is given out. Throws
+// UserError naming the file, the tensor and the offset.
 class SafetensorsFile {
  public:
   explicit SafetensorsFile(const std::filesystem::path& path);

@@ -121,8 +121,10 @@ std::string Translator::run() {
       character_class();
     } else if (take("\\")) {
       emit(escape());
-    } else if (c == '^' || c == '$') {
-      refuse("the anchors ^ and $ are not supported");
+    } else if (c == '^') {
+      refuse("^ outside a class is not supported");
+    } else if (take("$")) {
+      out_ += "(?:(?=\\n)|\\z)";  // Ruby's $ is the end of any line
     } else if (c == '.' || c == '|' || c == ')') {
       out_ += c;
       ++at_;
@@ -225,6 +227,7 @@ Translator::Item Translator::escape() {
   if (take("x{")) return {.character = hexadecimal(take_until('}'))};
   for (const auto& [prefix, digits] : {std::pair{"x", 2}, std::pair{"u", 4}}) {
     if (!take(prefix)) continue;
+    if (rest().size() < static_cast<size_t>(digits)) refuse("hexadecimal digits are missing");
     const char32_t character = hexadecimal(rest().substr(0, digits));
     // In Oniguruma \x80 is a byte, not a character.
     if (digits == 2 && character > 0x7f) refuse("\\x is supported up to \\x7F");

@@ -79,13 +79,17 @@ std::string Section::string(std::string_view key) const {
 Section Section::section(std::string_view key) const {
   const json* value = find(key);
   if (value == nullptr) fail(key, "is missing");
+  if (!value->is_object()) fail(key, "must be an object");
   return Section(*value, file_, name(key) + ".");
 }
 
 std::vector<Section> Section::sections(std::string_view key) const {
   std::vector<Section> all;
-  for (const json& value : array(key))
-    all.emplace_back(value, file_, fmt::format("{}[{}].", name(key), all.size()));
+  for (const json& value : array(key)) {
+    const std::string element = fmt::format("{}[{}]", key, all.size());
+    if (!value.is_object()) fail(element, "must be an object");
+    all.emplace_back(value, file_, name(element) + ".");
+  }
   return all;
 }
 
@@ -163,6 +167,14 @@ void read_model(const Section& model, TokenizerFile& file) {
   read_vocabulary(model, file);
 }
 
+// By id, up to kMaxTokenId.
+std::vector<bool> known_ids(const TokenizerFile& file) {
+  std::vector<bool> known(kMaxTokenId + 1);
+  for (const auto& [token, id] : file.vocabulary) known[id] = true;
+  for (const AddedToken& token : file.added_tokens) known[token.id] = true;
+  return known;
+}
+
 AddedToken read_added_token(const Section& section) {
   section.allow({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
   AddedToken token{.id = static_cast<int32_t>(section.integer("id", {0, kMaxTokenId})),
@@ -182,8 +194,7 @@ AddedToken read_added_token(const Section& section) {
 // the file's; where they differ the file says two things.
 void read_added_tokens(const Section& root, IdOfToken& ids, TokenizerFile& file) {
   if (!root.has("added_tokens")) return;
-  std::vector<bool> taken(kMaxTokenId + 1);
-  for (const auto& [token, id] : file.vocabulary) taken[id] = true;
+  std::vector<bool> taken = known_ids(file);
   auto next_id = static_cast<int32_t>(file.vocabulary.size());
   const std::vector<Section> sections = root.sections("added_tokens");
   file.added_tokens.reserve(sections.size());  // ids keeps views of the contents
@@ -258,24 +269,22 @@ bool read_pre_tokenizer(const Section& section, PreTokenizerConfig& config) {
   return false;
 }
 
-void append_special_ids(const Section& processor, const std::string& name,
-                        const TokenizerFile& file, std::vector<int32_t>& ids) {
+std::vector<int32_t> special_ids(const Section& processor, const std::string& name,
+                                 const std::vector<bool>& known) {
   const Section special = processor.section("special_tokens").section(name);
   special.allow({"id", "ids", "tokens"});
+  std::vector<int32_t> ids;
   for (const int64_t id : special.integers("ids", {0, kMaxTokenId})) {
-    const auto same = [&](const auto& token) { return token.id == id; };
-    const auto same_entry = [&](const auto& entry) { return entry.second == id; };
-    if (std::none_of(file.added_tokens.begin(), file.added_tokens.end(), same) &&
-        std::none_of(file.vocabulary.begin(), file.vocabulary.end(), same_entry))
-      special.fail("ids", fmt::format("has {}, which is no token", id));
+    if (!known[id]) special.fail("ids", fmt::format("has {}, which is no token", id));
     ids.push_back(static_cast<int32_t>(id));
   }
+  return ids;
 }
 
 // The template of single texts: special tokens around "$A".
 void read_template(const Section& processor, TokenizerFile& file) {
   processor.allow({"type", "single", "pair", "special_tokens"});
-  std::vector<int32_t> before, after;
+  const std::vector<bool> known = known_ids(file);
   int num_sequences = 0;
   for (const Section& piece : processor.sections("single")) {
     piece.allow({"Sequence", "SpecialToken"});
@@ -283,31 +292,36 @@ void read_template(const Section& processor, TokenizerFile& file) {
       piece.section("Sequence").choice<bool>("id", {{"A", true}});
       ++num_sequences;
     } else {
-      append_special_ids(processor, piece.section("SpecialToken").string("id"), file,
-                         num_sequences == 0 ? before : after);
+      std::vector<int32_t>& side = num_sequences == 0 ? file.prefix_ids : file.suffix_ids;
+      const std::string name = piece.section("SpecialToken").string("id");
+      for (const int32_t id : special_ids(processor, name, known)) side.push_back(id);
     }
   }
   if (num_sequences != 1) processor.fail("single", "must hold the sequence A once");
-  file.prefix_ids.insert(file.prefix_ids.begin(), before.begin(), before.end());
-  file.suffix_ids.insert(file.suffix_ids.end(), after.begin(), after.end());
 }
 
-void read_post_processor(const Section& section, TokenizerFile& file) {
+// True when a template was met: the reference does not simply nest a second one.
+bool read_post_processor(const Section& section, TokenizerFile& file) {
   enum class Type { kSequence, kTemplate, kByteLevel };
   switch (section.choice<Type>("type", {{"Sequence", Type::kSequence},
                                         {"TemplateProcessing", Type::kTemplate},
                                         {"ByteLevel", Type::kByteLevel}})) {
-    case Type::kSequence:
+    case Type::kSequence: {
       section.allow({"type", "processors"});
-      for (const Section& member : section.sections("processors"))
-        read_post_processor(member, file);
-      break;
+      int num_templates = 0;
+      for (const Section& member : section.sections("processors")) {
+        num_templates += read_post_processor(member, file);
+        if (num_templates > 1) member.fail("type", "is a second template, which is not supported");
+      }
+      return num_templates > 0;
+    }
     case Type::kTemplate:
       read_template(section, file);
-      break;
+      return true;
     case Type::kByteLevel:  // concerns offsets, which nobody asks for here
-      break;
+      return false;
   }
+  return false;
 }
 
 void read_normalizer(const Section& root) {
@@ -385,7 +399,6 @@ void read_tokenizer_config(const Section& config, const IdOfToken& ids, Tokenize
 TokenizerFile read_tokenizer_file(const std::filesystem::path& directory) {
   TokenizerFile file;
   const std::filesystem::path path = directory / "tokenizer.json";
-  file.path = path.string();
   const json tokenizer = read_bounded(path);
   const IdOfToken ids = read_tokenizer_json(Section(tokenizer, path.string()), file);
 

@@ -17,8 +17,6 @@ namespace troupe::model {
 inline constexpr int32_t kMaxTokenId = 1 << 24;
 
 struct TokenizerFile {
-  // The name of the file in errors.
-  std::string path;
   // Tokens as the file spells them, mostly in GPT-2's alphabet for bytes; no id comes twice.
   std::vector<std::pair<std::string, int32_t>> vocabulary;
   std::vector<Bpe::Merge> merges;  // by rank

@@ -51,6 +51,7 @@ WeightLoader::Loaded WeightLoader::load(
     int world_rank, std::byte* shared,
     const std::function<void(size_t done, size_t total)>& progress) const {
   const WeightBuilder measured = impl_->measure(impl_->layout, world_rank);
+  TROUPE_CHECK(shared != nullptr || measured.shared_bytes() == 0);
   Loaded loaded{{}, Mapping::anonymous(measured.own_bytes(), Mapping::Pages::kHuge)};
   size_t done = 0;
   const auto report = [&](size_t bytes) {

@@ -21,20 +21,20 @@ namespace troupe::model {
 
 using layers::PackedMatrix;
 
-struct AttentionWeights {      // one layer's MLA; h = this rank's heads
-  PackedMatrix q_a;            // [q_lora, hidden]; rows 0 without q_lora
-  std::span<const float> q_a_norm;   // [q_lora]
-  PackedMatrix q_b;            // [h (nope + rope), q_lora], or q_proj [.., hidden] without q_lora
-  PackedMatrix kv_a;           // [kv_lora + rope, hidden]
+struct AttentionWeights {           // one layer's MLA; h = this rank's heads
+  PackedMatrix q_a;                 // [q_lora, hidden]; rows 0 without q_lora
+  std::span<const float> q_a_norm;  // [q_lora]
+  PackedMatrix q_b;   // [h (nope + rope), q_lora], or q_proj [.., hidden] without q_lora
+  PackedMatrix kv_a;  // [kv_lora + rope, hidden]
   std::span<const float> kv_a_norm;  // [kv_lora]
-  std::vector<PackedMatrix> w_uk;    // per head [kv_lora, nope]: absorbs the query (kv_b, transposed)
-  std::vector<PackedMatrix> w_uv;    // per head [v, kv_lora]: from latent to value
-  PackedMatrix o;              // [hidden, h v], 16 leaves over all heads' h v
+  std::vector<PackedMatrix> w_uk;  // per head [kv_lora, nope]: absorbs the query (kv_b, transposed)
+  std::vector<PackedMatrix> w_uv;  // per head [v, kv_lora]: from latent to value
+  PackedMatrix o;                  // [hidden, h v], 16 leaves over all heads' h v
 };
 
-struct MlpWeights {            // gated MLP of some width w
-  PackedMatrix gate_up;        // [2 w, hidden]: gate rows, then up rows
-  PackedMatrix down;           // [hidden, w], 16 leaves
+struct MlpWeights {      // gated MLP of some width w
+  PackedMatrix gate_up;  // [2 w, hidden]: gate rows, then up rows
+  PackedMatrix down;     // [hidden, w], 16 leaves
 };
 
 struct MoeWeights {
@@ -47,15 +47,15 @@ struct MoeWeights {
 struct LayerWeights {
   std::span<const float> input_norm, post_attention_norm;  // [hidden]
   AttentionWeights attention;
-  std::optional<MlpWeights> dense;   // one of the two
+  std::optional<MlpWeights> dense;  // one of the two
   std::optional<MoeWeights> moe;
 };
 
 // A lookup table: rows in their stored type.
 struct Embedding {
-  Dtype dtype = Dtype::kBf16;        // kF32 or kBf16
-  const std::byte* rows = nullptr;   // [vocab_rows, hidden]
-  Range vocab;                       // which rows
+  Dtype dtype = Dtype::kBf16;       // kF32 or kBf16
+  const std::byte* rows = nullptr;  // [vocab_rows, hidden]
+  Range vocab;                      // which rows
 };
 
 struct MtpWeights {
@@ -63,20 +63,20 @@ struct MtpWeights {
   std::span<const float> enorm, hnorm;  // [hidden]
   PackedMatrix eh_proj;                 // [hidden, 2 hidden]: embedding half first
   LayerWeights layer;
-  std::span<const float> head_norm;     // shared_head.norm [hidden]
-  PackedMatrix head;                    // shared_head.head [vocab, hidden]
+  std::span<const float> head_norm;  // shared_head.norm [hidden]
+  PackedMatrix head;                 // shared_head.head [vocab, hidden]
 };
 
 struct ModelWeights {
   Embedding embed;
-  std::vector<LayerWeights> layers;     // num_hidden_layers
-  std::span<const float> final_norm;    // [hidden]
-  PackedMatrix lm_head;                 // [vocab columns, hidden]
-  std::optional<MtpWeights> mtp;        // only when asked for (next_n > 0, or a dump of its logits)
+  std::vector<LayerWeights> layers;   // num_hidden_layers
+  std::span<const float> final_norm;  // [hidden]
+  PackedMatrix lm_head;               // [vocab columns, hidden]
+  std::optional<MtpWeights> mtp;      // only when asked for (next_n > 0, or a dump of its logits)
 };
 
 struct WeightOptions {
-  bool with_ckpt = true;      // false: random values, a function of (seed, tensor name, element)
+  bool with_ckpt = true;  // false: random values, a function of (seed, tensor name, element)
   uint64_t seed = 0;
   bool with_mtp = false;
   // How fp8 linears are kept: as fp8 (auto), or widened to bf16 (rounded) or fp32.
@@ -89,8 +89,8 @@ struct WeightOptions {
 //
 // A tensor that several ranks hold in the same way (norms, gate, data-parallel attention,
 // embeddings, shared experts) lies once in the shared segment: its holders divide the packing among
-// themselves and all map it. What only one rank holds lies in its private memory. The order in which
-// items are visited, and so every offset, is a function of config and layout alone.
+// themselves and all map it. What only one rank holds lies in its private memory. The order in
+// which items are visited, and so every offset, is a function of config and layout alone.
 class WeightLoader {
  public:
   // Opens the checkpoint (none without with_ckpt) and checks that every tensor of the family is
@@ -99,13 +99,14 @@ class WeightLoader {
                const ParallelLayout& layout, const WeightOptions& options);
   ~WeightLoader();
 
-  size_t shared_bytes() const;               // of the segment that all ranks map
+  size_t shared_bytes() const;  // of the segment that all ranks map
   size_t private_bytes(int world_rank) const;
 
   // Packs this rank's private tensors and its part of the shared ones. `shared` is the segment,
   // mapped writable, shared_bytes() long; after all ranks' load() (a barrier, the caller's) it is
   // complete. progress(done, total) is called now and then with this rank's bytes.
-  // The result points into `shared` and into memory it owns itself.
+  // The result points into `shared` and into memory it owns itself. Throws UserError naming tensor
+  // and element when an fp8 code or scale is no number. Ranks may load at the same time.
   struct Loaded {
     ModelWeights weights;
     Mapping private_memory;

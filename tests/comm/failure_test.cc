@@ -308,7 +308,7 @@ TEST_P(KilledRank, IsNamedByTheSurvivors) {
     ProcessGroup group(communicator, 0, ranks_up_to(4));
     for (;;) GetParam().call(group);
   });
-  while (arena.snapshot(2).sequence < 20) std::this_thread::yield();
+  await_collective(arena, 2, 20);
   processes.kill(2);
 
   const auto errors = processes.join();
@@ -328,7 +328,7 @@ TEST(AbortedLaunch, EndsProcessesThatSleep) {
     for (;;) group.barrier();
   });
 
-  while (arena.snapshot(0).sequence < 10) std::this_thread::yield();
+  await_collective(arena, 0, 10);
   processes.kill(1);
   arena.abort();
 

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstring>
 #include <random>
-#include <thread>
 
 #include "base/error.h"
 #include "comm/arena_layout.h"
@@ -358,7 +357,7 @@ TEST(MoeExchange, NamesARankKilledInsideARound) {
       MoeExchange exchange(group, shape);
       for (int round = 0;; ++round) run_round(exchange, group, shape, Routing::kRandom, round);
     });
-    while (arena.snapshot(2).sequence < 5) std::this_thread::yield();
+    await_collective(arena, 2, 5);
     processes.kill(2);
 
     const auto errors = processes.join();

@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <cstring>
 #include <numeric>
 #include <stdexcept>
@@ -45,6 +46,7 @@ Processes::Processes(int world_size, const RankBody& body) {
   const size_t bytes = world_size * kTextBytes;
   texts_ = Mapping(create_shared_memory("texts", bytes).get(), bytes, Mapping::Access::kReadWrite);
   for (int rank = 0; rank < world_size; ++rank) {
+    std::fflush(nullptr);  // else every child prints the buffer again
     const pid_t child = ::fork();
     if (child == 0) {
       const std::string text = error_of(body, rank);
@@ -72,6 +74,11 @@ std::vector<std::string> Processes::join() {
       errors.emplace_back(reinterpret_cast<const char*>(texts_.data() + rank * kTextBytes));
   }
   return errors;
+}
+
+void await_collective(const Arena& arena, int rank, uint64_t sequence) {
+  while (arena.snapshot(rank).sequence < sequence && arena.first_failed_rank() < 0)
+    std::this_thread::yield();
 }
 
 void require(bool condition, const std::string& what) {

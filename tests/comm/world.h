@@ -36,6 +36,9 @@ class Processes {
   Mapping texts_;
 };
 
+// Returns once `rank` is in its collective number `sequence`, or some rank has failed.
+void await_collective(const Arena& arena, int rank, uint64_t sequence);
+
 // For bodies: a gtest assertion in a child process would be lost.
 void require(bool condition, const std::string& what);
 

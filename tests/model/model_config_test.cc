@@ -245,6 +245,9 @@ TEST(ModelConfig, AFileThatIsNoJsonObjectIsOneError) {
     directory.write("config.json", text);
     EXPECT_CONTAINS(user_error([&] { read_model_config(directory.path()); }), "config.json");
   }
+  const std::string deep = std::string(100000, '[') + std::string(100000, ']');
+  directory.write("config.json", "{\"hidden_size\":" + deep + "}");
+  EXPECT_CONTAINS(user_error([&] { read_model_config(directory.path()); }), "nested deeper");
   std::filesystem::remove(directory.path() / "config.json");
   std::filesystem::create_directory(directory.path() / "config.json");
   EXPECT_CONTAINS(user_error([&] { read_model_config(directory.path()); }), "is a directory");

@@ -36,6 +36,28 @@ inline float decode_fp8(uint8_t code) {
   return static_cast<float>((code & 0x80) != 0 ? -magnitude : magnitude);
 }
 
+// The numbers that a tensor stands for.
+class PlainValues {
+ public:
+  PlainValues(const PlainTensor& tensor, const PlainTensor* scales)
+      : tensor_(&tensor), scales_(scales) {
+    for (int code = 0; code < 256; ++code) fp8_[code] = decode_fp8(static_cast<uint8_t>(code));
+  }
+  int64_t index(int64_t row, int64_t col) const { return row * tensor_->cols() + col; }
+  float at(int64_t row, int64_t col) const {
+    const int64_t i = index(row, col);
+    if (tensor_->dtype == "F32") return tensor_->at<float>(i);
+    if (tensor_->dtype == "BF16") return to_float(Bf16{tensor_->at<uint16_t>(i)});
+    const int64_t block = row / 128 * scales_->cols() + col / 128;
+    return fp8_[tensor_->at<uint8_t>(i)] * scales_->at<float>(block);
+  }
+
+ private:
+  const PlainTensor* tensor_;
+  const PlainTensor* scales_;
+  float fp8_[256];
+};
+
 class PlainCheckpoint {
  public:
   std::map<std::string, PlainTensor> tensors;
@@ -47,15 +69,9 @@ class PlainCheckpoint {
     for (const std::string& file : files) add_file(read_file(directory / file));
   }
 
-  // code * scale in fp32, whatever the type.
-  float value(const std::string& name, int64_t row, int64_t col) const {
-    const PlainTensor& tensor = tensors.at(name);
-    const int64_t index = row * tensor.cols() + col;
-    if (tensor.dtype == "F32") return tensor.at<float>(index);
-    if (tensor.dtype == "BF16") return to_float(Bf16{tensor.at<uint16_t>(index)});
-    const PlainTensor& scales = tensors.at(name + "_scale_inv");
-    return decode_fp8(tensor.at<uint8_t>(index)) *
-           scales.at<float>(row / 128 * scales.cols() + col / 128);
+  PlainValues values(const std::string& name) const {
+    const auto scales = tensors.find(name + "_scale_inv");
+    return {tensors.at(name), scales == tensors.end() ? nullptr : &scales->second};
   }
 
   // As one file DIR/model.safetensors; `padding` more spaces end the header.

@@ -73,8 +73,9 @@ TEST(SafetensorsFile, HeaderLengthIsBounded) {
   const std::string rest = kHeader + kData;
   for (const uint64_t length : {uint64_t{0}, uint64_t{1}, uint64_t{rest.size() + 1},
                                 uint64_t{1} << 31, uint64_t{1} << 63, UINT64_MAX}) {
-    std::string bytes(reinterpret_cast<const char*>(&length), sizeof length);
-    error_of_bytes(bytes + rest);
+    const std::string bytes(reinterpret_cast<const char*>(&length), sizeof length);
+    const std::string error = error_of_bytes(bytes + rest);
+    EXPECT_CONTAINS(error, length <= 1 ? "header: not valid JSON" : "header length");
   }
 }
 
@@ -134,11 +135,19 @@ TEST(SafetensorsFile, HeadersThatAreNoTableOfTensorsAreErrors) {
   std::string many = "0";
   for (int i = 0; i < 1000; ++i) many += ",0";
   error_of(R"({"t":{"dtype":"U8","shape":[)" + many + R"(],"data_offsets":[0,0]}})", "");
-  error_of("{\"a\":" + std::string(100000, '['));
+}
+
+TEST(SafetensorsFile, DeepHeadersAreRefusedBeforeTheyAreBuilt) {
+  constexpr int kDepth = 100000;
+  const std::string lists = std::string(kDepth, '[') + std::string(kDepth, ']');
   std::string objects;
-  for (int i = 0; i < 100000; ++i) objects += "{\"a\":";
-  error_of(objects);
-  error_of(R"({"__metadata__":)" + objects);
+  for (int i = 0; i < kDepth; ++i) objects += "{\"a\":";
+  objects += "0" + std::string(kDepth, '}');
+  for (const std::string& deep : {lists, objects}) {
+    EXPECT_CONTAINS(error_of(deep), "nested deeper than 64");
+    EXPECT_CONTAINS(error_of(R"({"t":)" + deep + "}"), "nested deeper than 64");
+    EXPECT_CONTAINS(error_of(R"({"__metadata__":)" + deep + "}"), "nested deeper than 64");
+  }
 }
 
 TEST(SafetensorsFile, ALongOrUnprintableNameDoesNotSpoilTheMessage) {
@@ -159,6 +168,7 @@ TEST(SafetensorsFile, OddFilesAreOneError) {
 TEST(SafetensorsFile, DamagedHeadersAreReadOrRefused) {
   const TemporaryDirectory directory;
   const std::string whole = safetensors_bytes(kHeader, kData);
+  const std::filesystem::path path = directory.write("x", whole);
   std::mt19937 random(1);
   int refused = 0;
   for (int round = 0; round < 3000; ++round) {
@@ -166,8 +176,9 @@ TEST(SafetensorsFile, DamagedHeadersAreReadOrRefused) {
     for (int i = 0; i <= round % 3; ++i)
       damaged[random() % (whole.size() - kData.size())] =
           round % 2 != 0 ? static_cast<char>(random()) : "0123456789[]{},:\"-e."[random() % 20];
+    std::fstream(path, std::ios::binary | std::ios::in | std::ios::out) << damaged;
     try {
-      const SafetensorsFile file(directory.write("x", damaged));
+      const SafetensorsFile file(path);
       for (const auto& [name, tensor] : file.tensors())
         for (size_t i = 0; i < tensor.bytes; ++i) EXPECT_NE(tensor.data[i], std::byte{0});
     } catch (const UserError&) {

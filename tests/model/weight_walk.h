@@ -35,6 +35,12 @@ inline float element(const PackedMatrix& matrix, int64_t row, int64_t k) {
   return layers::fp8_e4m3_to_float(static_cast<uint8_t>(matrix.data[index])) * scale;
 }
 
+// Ranks that cut one o_proj: attention's, unless heads are first turned into tokens.
+inline int num_o_proj_ranks(const ParallelSizes& sizes) {
+  const bool turned = sizes.enable_o_proj_alltoall || sizes.o_proj_tp_size > 1;
+  return turned ? sizes.o_proj_tp_size : sizes.attn_tp_size;
+}
+
 class WeightWalk {
  public:
   using Visit = std::function<void(const HeldElement&)>;
@@ -124,7 +130,9 @@ class WeightWalk {
     for (int64_t i = 0; i < heads; ++i)
       kv_b_head(prefix + "kv_b_proj.weight", first_head + i, weights.w_uk[i], weights.w_uv[i]);
     ASSERT_EQ(weights.o.leaves.total_leaves, 16);
-    matrix(prefix + "o_proj.weight", weights.o, 0, first_head * config_.v_head_dim);
+    const int o_proj_tp = num_o_proj_ranks(sizes_);
+    const int64_t o_proj_head = rank_ % o_proj_tp * config_.num_attention_heads / o_proj_tp;
+    matrix(prefix + "o_proj.weight", weights.o, 0, o_proj_head * config_.v_head_dim);
   }
 
   void kv_b_head(const std::string& name, int64_t head, const PackedMatrix& w_uk,

@@ -40,22 +40,31 @@ LoadedWorld load_world(const char* checkpoint, const ParallelSizes& sizes,
   return load_world(directory, read_model_config(directory), sizes, options, last_rank_first);
 }
 
-// Compares every element that any rank holds with the checkpoint, and counts how often each is
-// held. Returns those counts by tensor.
-std::map<std::string, std::vector<int>> compare(const PlainCheckpoint& plain,
-                                                const ModelConfig& config,
-                                                const ParallelSizes& sizes,
-                                                const LoadedWorld& world) {
-  std::map<std::string, std::vector<int>> held;
+struct Held {
+  PlainValues values;
+  std::vector<int> holders;  // of each element
+};
+
+// Compares every element that any rank holds with the checkpoint, and counts its holders.
+std::map<std::string, Held> compare(const PlainCheckpoint& plain, const ModelConfig& config,
+                                    const ParallelSizes& sizes, const LoadedWorld& world) {
+  std::map<std::string, Held> held;
+  for (const auto& [name, tensor] : plain.tensors) {
+    const auto elements =
+        std::accumulate(tensor.shape.begin(), tensor.shape.end(), int64_t{1}, std::multiplies<>());
+    held.insert({name, {plain.values(name), std::vector<int>(elements)}});
+  }
   int64_t wrong = 0;
   for (int rank = 0; rank < sizes.world_size; ++rank) {
+    std::string name;
+    Held* tensor = nullptr;
     const auto visit = [&](const HeldElement& element) {
-      const PlainTensor& tensor = plain.tensors.at(element.tensor);
-      std::vector<int>& counts = held[element.tensor];
-      counts.resize(std::accumulate(tensor.shape.begin(), tensor.shape.end(), int64_t{1},
-                                    std::multiplies<>()));
-      ++counts.at(element.row * tensor.cols() + element.col);
-      const float value = plain.value(element.tensor, element.row, element.col);
+      if (name != element.tensor) {  // elements come tensor by tensor
+        name = element.tensor;
+        tensor = &held.at(name);
+      }
+      ++tensor->holders.at(tensor->values.index(element.row, element.col));
+      const float value = tensor->values.at(element.row, element.col);
       const float expected = element.rounded ? round_to_bf16(value) : value;
       if (element.value == expected) return;
       if (++wrong <= 3)
@@ -81,20 +90,19 @@ int num_holders(const std::string& tensor, const ParallelSizes& sizes) {
   if (contains(tensor, "mlp.")) return world / sizes.dense_tp_size;
   if (contains(tensor, "embed_tokens")) return world / sizes.embed_tp_size;
   if (contains(tensor, "head")) return world / sizes.lmhead_tp_size;
-  if (contains(tensor, "q_b_proj") || contains(tensor, "q_proj") || contains(tensor, "kv_b_proj") ||
-      contains(tensor, "o_proj"))
+  if (contains(tensor, "q_b_proj") || contains(tensor, "q_proj") || contains(tensor, "kv_b_proj"))
     return world / sizes.attn_tp_size;
+  if (contains(tensor, "o_proj")) return world / num_o_proj_ranks(sizes);
   return world;
 }
 
 // Every tensor of the checkpoint is held in full, each element by as many ranks as the layout says.
 void expect_covered(const PlainCheckpoint& plain, const ParallelSizes& sizes,
-                    const std::map<std::string, std::vector<int>>& held) {
+                    const std::map<std::string, Held>& held) {
   for (const auto& [name, tensor] : plain.tensors) {
     if (name.ends_with("_scale_inv")) continue;
-    ASSERT_TRUE(held.contains(name)) << name;
     const int expected = num_holders(name, sizes);
-    for (const int count : held.at(name)) ASSERT_EQ(count, expected) << name;
+    for (const int count : held.at(name).holders) ASSERT_EQ(count, expected) << name;
   }
 }
 
@@ -175,6 +183,10 @@ TEST(Weights, AnyLayoutHoldsEveryElementWhereItSays) {
                {.format = Format::kF32, .exact_kv_b = true});
   expect_loads("tests/goldens/ds-v2-lite-tiny",
                {.world_size = 16, .attn_tp_size = 4, .moe_tp_size = 4, .shared_tp_size = 16}, {});
+  expect_loads(kBf16, {.world_size = 4, .attn_tp_size = 4, .o_proj_tp_size = 2},
+               {.with_mtp = true});
+  expect_loads(kBf16, {.world_size = 4, .attn_tp_size = 4, .enable_o_proj_alltoall = true},
+               {.with_mtp = true});
 }
 
 TEST(Weights, WhatRanksHoldAlikeLiesInTheSegmentOnce) {
@@ -210,6 +222,28 @@ TEST(Weights, NothingIsSharedByOneRankNorIfEachHoldsItsOwn) {
   const size_t all_alike = shared_bytes({.world_size = 2});
   EXPECT_EQ(shared_bytes({.world_size = 8}), all_alike);
   EXPECT_LT(shared_bytes({.world_size = 2, .attn_tp_size = 2}), all_alike);
+}
+
+// What the ranks hold together, each shared byte once, is one model; cutting adds only padding.
+TEST(Weights, MemoryOfAllRanksIsThatOfOneModel) {
+  const ModelConfig config = read_model_config(source_file("models/tiny-moe"));
+  const auto total_bytes = [&](const ParallelSizes& sizes) {
+    const WeightLoader loader(source_file("models/tiny-moe"), config, ParallelLayout(sizes, config),
+                              {.with_mtp = true});
+    size_t total = loader.shared_bytes();
+    for (int rank = 0; rank < sizes.world_size; ++rank) total += loader.private_bytes(rank);
+    return total;
+  };
+  const size_t one = total_bytes({});
+  EXPECT_EQ(total_bytes({.world_size = 8}), one);
+  const size_t cut = total_bytes({.world_size = 8,
+                                  .attn_tp_size = 8,
+                                  .dense_tp_size = 8,
+                                  .embed_tp_size = 8,
+                                  .lmhead_tp_size = 8,
+                                  .shared_tp_size = 8});
+  EXPECT_GE(cut, one);
+  EXPECT_LT(cut, one + one / 10);
 }
 
 TEST(Weights, TheSegmentDoesNotDependOnWhoLoadsFirst) {

@@ -14,12 +14,15 @@ export const bareTokenizer = (parts) => ({
   ...parts,
 });
 
-// RFC 7386, for patches without null.
+// RFC 7386: null deletes.
 export function mergePatch(target, patch) {
   if (typeof patch !== 'object' || Array.isArray(patch)) return patch;
   const isObject = typeof target === 'object' && target !== null && !Array.isArray(target);
   const merged = isObject ? {...target} : {};
-  for (const [key, value] of Object.entries(patch)) merged[key] = mergePatch(merged[key], value);
+  for (const [key, value] of Object.entries(patch)) {
+    if (value === null) delete merged[key];
+    else merged[key] = mergePatch(merged[key], value);
+  }
   return merged;
 }
 

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds everything and runs the tests. See ./test.sh --help.
+set -euo pipefail
+
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
+
+usage() {
+  cat <<'TEXT'
+./test.sh [--quick | --asan | --tsan | --all]
+
+  (none)    release build with warnings as errors, all tests
+  --quick   the same build, unit tests only
+  --asan    AddressSanitizer and UndefinedBehaviorSanitizer: the unit tests
+  --tsan    ThreadSanitizer: the tests of comm and actors, where ranks are threads
+  --all     release, --asan and --tsan
+TEXT
+}
+
+test_release() {
+  cmake --preset release -DTROUPE_TESTS=ON -DTROUPE_WERROR=ON
+  cmake --build --preset release
+  ctest --test-dir build/release -j2 --output-on-failure "$@"
+}
+
+test_asan() {
+  cmake --preset asan -DTROUPE_TESTS=ON
+  cmake --build --preset asan
+  ctest --test-dir build/asan -j2 --output-on-failure -L unit
+}
+
+test_tsan() {
+  cmake --preset tsan -DTROUPE_TESTS=ON
+  cmake --build --preset tsan --target comm_tests actors_tests
+  build/tsan/comm_tests
+  build/tsan/actors_tests
+}
+
+(($# <= 1)) || { usage >&2 && exit 2; }
+case ${1:-} in
+  -h | --help) usage && exit 0 ;;
+  "" | --quick | --asan | --tsan | --all) tools/install_packages.sh ;;
+  *) usage >&2 && exit 2 ;;
+esac
+case ${1:-} in
+  "") test_release ;;
+  --quick) test_release -L unit ;;
+  --asan) test_asan ;;
+  --tsan) test_tsan ;;
+  --all)
+    test_release
+    test_asan
+    test_tsan
+    ;;
+esac

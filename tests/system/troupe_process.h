@@ -1,0 +1,83 @@
+// tests/system/troupe_process.h: the `troupe` program as a user meets it: arguments, output, exit
+// status, and the processes below it.
+#pragma once
+
+#include <chrono>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "base/memory.h"
+#include "tests/model/files.h"
+
+namespace troupe::system_tests {
+
+// Ends a wait for what must happen soon; only a failing test waits that long.
+inline constexpr std::chrono::seconds kDeadline{60};
+
+struct Ended {
+  int status = -1;  // -1 when a signal ended it
+  int signal = 0;
+  std::string out, err;
+
+  std::vector<std::string> error_lines() const;
+};
+
+class TroupeProcess {
+ public:
+  using Environment = std::map<std::string, std::string>;
+
+  // Starts `troupe arguments...`. It and all its descendants have a TMPDIR of their own.
+  explicit TroupeProcess(const std::vector<std::string>& arguments,
+                         const Environment& environment = {});
+  ~TroupeProcess();  // kills what still runs
+  TroupeProcess(const TroupeProcess&) = delete;
+  TroupeProcess& operator=(const TroupeProcess&) = delete;
+
+  int pid() const { return pid_; }
+  // All processes of this launch, also those whose parent has died, from /proc.
+  std::vector<int> processes() const;
+  // The process that calls itself troupe-rankN, once there is one.
+  int rank_pid(int rank) const;
+  const std::filesystem::path& temporary_directory() const { return tmp_.path(); }
+  std::string out_so_far() const;
+  std::string err_so_far() const;
+
+  // Waits for the end. A process that outlives kDeadline is killed and fails the test.
+  Ended wait();
+
+ private:
+  model::TemporaryDirectory tmp_;
+  Fd out_, err_;  // memfds: they take any amount of output without a reader
+  int pid_ = -1;
+  Fd pidfd_;
+  bool reaped_ = false;
+};
+
+// Waits until `condition` holds; false, and a test failure that names it, after kDeadline.
+template <class Condition>
+bool eventually(const char* what, const Condition& condition);
+
+// Runs `troupe arguments...` to its end.
+Ended run_troupe(const std::vector<std::string>& arguments,
+                 const TroupeProcess::Environment& environment = {});
+
+// "comm", "maps", ... of a process; "" when it is gone.
+std::string proc_file(int pid, const std::string& name);
+
+void sleep_a_little();
+
+template <class Condition>
+bool eventually(const char* what, const Condition& condition) {
+  const auto end = std::chrono::steady_clock::now() + kDeadline;
+  while (!condition()) {
+    if (std::chrono::steady_clock::now() > end) {
+      ADD_FAILURE() << "waited in vain until " << what;
+      return false;
+    }
+    sleep_a_little();
+  }
+  return true;
+}
+
+}  // namespace troupe::system_tests

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Installs the packages of debian_packages.txt that are missing. Where none is, it says and does
+# nothing, in a few milliseconds: infer.sh and test.sh begin with it.
+set -euo pipefail
+
+list=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/debian_packages.txt
+
+die() {
+  echo "install_packages.sh: $1" >&2
+  exit 1
+}
+
+if ! command -v dpkg-query >/dev/null; then
+  echo "install_packages.sh: not a Debian system; the packages that $list names must be there" >&2
+  exit 0
+fi
+
+wanted=$(sed 's/ *#.*//; /^$/d' "$list" | sort)
+# shellcheck disable=SC2086  # one argument per package
+installed=$(dpkg-query -W -f '${db:Status-Status} ${Package}\n' $wanted 2>/dev/null |
+  sed -n 's/^installed //p' | sort -u || true)
+mapfile -t missing < <(comm -23 <(echo "$wanted") <(echo "$installed"))
+((${#missing[@]})) || exit 0
+
+echo "install_packages.sh: installing ${missing[*]}" >&2
+as_root=(env DEBIAN_FRONTEND=noninteractive)
+if ((EUID != 0)); then
+  command -v sudo >/dev/null || die "not root and no sudo; as root: apt-get install ${missing[*]}"
+  as_root=(sudo "${as_root[@]}")
+fi
+apt_get=("${as_root[@]}" apt-get -q -o DPkg::Lock::Timeout=300)
+{ "${apt_get[@]}" update && "${apt_get[@]}" install -y --no-install-recommends "${missing[@]}"; } \
+  >&2 || die "apt-get failed (above); needed: ${missing[*]}"
