@@ -106,6 +106,7 @@ void AttentionActor::take_plan(const msg::StepPlan& plan) {
 }
 
 void AttentionActor::on(const msg::StepPlan& plan) {
+  observe_layers_ = (plan.observe() & static_cast<uint8_t>(msg::Observe::Layers)) != 0;
   take_plan(plan);
   const int64_t rows = forward_.hidden.rows();
   embedding_.lookup(std::span(step_tokens_).subspan(forward_.own.begin, forward_.own.size()),
@@ -140,6 +141,7 @@ void AttentionActor::share_row_counts() {
 void AttentionActor::begin_forward(Matrix<const int32_t> sequences,
                                    Matrix<const int32_t> positions) {
   share_row_counts();
+  show_hidden(LayerStage::kInput);
   queries_.clear();
   for (int64_t r = 0; r < positions.rows; ++r)
     queries_.push_back({block_tables_[sequences.row(r)[0]], positions.row(r)[0]});
@@ -151,6 +153,7 @@ void AttentionActor::begin_forward(Matrix<const int32_t> sequences,
 
 void AttentionActor::on(const msg::FeedForwardDone& done) {
   TROUPE_CHECK(done.layer() == forward_.layer, "{} instead of {}", done.layer(), forward_.layer);
+  show_hidden(LayerStage::kFeedForward);
   if (++forward_.layer < forward_.last_layer) return run_layer();
   context_.communicator.enter_layer(-1);
   gather_hidden();
@@ -164,6 +167,14 @@ void AttentionActor::gather_hidden() {
       group_rows_.gather(context_.workspace.floats(slice_rows(forward_.hidden, forward_.own)),
                          context_.row_format());
   std::memcpy(hidden.data, all.data, all.rows * all.cols * sizeof(float));
+}
+
+void AttentionActor::show_hidden(LayerStage after) const {
+  if (!observe_layers_) return;
+  const Matrix<const float> own =
+      context_.workspace.floats(slice_rows(forward_.hidden, forward_.own));
+  std::memcpy(context_.observation.hidden(forward_.layer, after).data, own.data,
+              own.rows * own.cols * sizeof(float));
 }
 
 void AttentionActor::run_layer() {
@@ -180,6 +191,7 @@ void AttentionActor::run_layer() {
   layers::rms_norm(hidden, weights.input_norm, eps, normed, context_.rounding);
   run_attention(weights.attention, group_rows_.gather(normed, context_.row_format()), projected);
   add_rows(hidden, projected, context_.rounding);
+  show_hidden(LayerStage::kAttention);
   layers::rms_norm(hidden, weights.post_attention_norm, eps, normed, context_.rounding);
 
   send(neighbour(msg::ActorKind::Moe),

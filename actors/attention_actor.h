@@ -45,6 +45,7 @@ class AttentionActor final : public Actor {
   Matrix<const float> heads_to_rows(Matrix<const float> heads_out);
   void share_row_counts();
   void gather_hidden();
+  void show_hidden(LayerStage after) const;
   model::Range own_slice(int64_t rows) const;
   Matrix<float> project_query(const model::AttentionWeights& weights, Matrix<const float> normed);
   void write_latents(const model::AttentionWeights& weights, Matrix<const float> normed);
@@ -65,6 +66,7 @@ class AttentionActor final : public Actor {
     model::Range own;     // this rank's slice of them
     msg::Address reply_to;
   } forward_;
+  bool observe_layers_ = false;
   std::vector<std::span<const int32_t>> block_tables_;  // of the plan's sequences
   std::vector<layers::MlaQuery> queries_;               // of the forward's rows
   std::vector<int32_t> step_tokens_;                    // of the plan

@@ -11,12 +11,6 @@
 
 namespace troupe::actors {
 
-namespace {
-
-constexpr int kLogitRows = 8;  // own rows of logits held at once: bounds memory at large vocabularies
-
-}  // namespace
-
 ShardedLogits::ShardedLogits(const RankContext& context)
     : context_(context), ranks_(context.groups->lmhead_tp) {
   Workspace& workspace = context_.workspace;
@@ -109,23 +103,18 @@ void ShardedLogits::bring_home(int candidates) {
   }
 }
 
-void ShardedLogits::for_each(const model::PackedMatrix& head, Matrix<const float> rows,
-                             std::span<const int> picks, int candidates, const Use& use) {
-  const int32_t most = most_picks(static_cast<int32_t>(picks.size()));
-  for (int32_t first = 0; first < most; first += kLogitRows) {
-    for (int r = 0; r < ranks_.size(); ++r)
-      world_rows_[ranks_.group().world_rank(r)] = std::clamp(counts_[r] - first, 0, kLogitRows);
-    ranks_.set_rows(world_rows_);
-    const auto own = ranks_.own_rows();
-    compute_block(head, rows, picks.subspan(own == 0 ? 0 : first, own));
-    const bool whole = ranks_.size() == 1;
-    if (!whole) bring_home(candidates);
-    const Matrix<float> logits =
-        whole ? context_.workspace.floats(first_rows(shard_, own))
-              : context_.workspace.floats(first_rows(logits_, own));
-    for (int64_t i = 0; i < own; ++i)
-      use(first + static_cast<int>(i), {logits.row(i), static_cast<size_t>(logits.cols)});
-  }
+Matrix<const float> ShardedLogits::compute_round(const model::PackedMatrix& head,
+                                                 Matrix<const float> rows,
+                                                 std::span<const int> picks, int32_t first,
+                                                 int candidates) {
+  for (int r = 0; r < ranks_.size(); ++r)
+    world_rows_[ranks_.group().world_rank(r)] = std::clamp(counts_[r] - first, 0, kLogitRows);
+  ranks_.set_rows(world_rows_);
+  const auto own = ranks_.own_rows();
+  compute_block(head, rows, picks.subspan(own == 0 ? 0 : first, own));
+  if (ranks_.size() == 1) return context_.workspace.floats(first_rows(shard_, own));
+  bring_home(candidates);
+  return context_.workspace.floats(first_rows(logits_, own));
 }
 
 }  // namespace troupe::actors

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <vector>
 
@@ -19,12 +18,25 @@ class ShardedLogits {
   // lmhead_tp: every rank calls it, with any number of picks.
   // candidates: how many of the best logits are needed (the others are -infinity), so that arg-max
   // and top-k sampling do not gather the vocabulary; 0: all.
-  using Use = std::function<void(int i, std::span<const float> logits)>;
+  template <class Use>
   void for_each(const model::PackedMatrix& head, Matrix<const float> rows,
-                std::span<const int> picks, int candidates, const Use& use);
+                std::span<const int> picks, int candidates, const Use& use) {
+    const int32_t most = most_picks(static_cast<int32_t>(picks.size()));
+    for (int32_t first = 0; first < most; first += kLogitRows) {
+      const Matrix<const float> logits = compute_round(head, rows, picks, first, candidates);
+      for (int64_t i = 0; i < logits.rows; ++i)
+        use(first + static_cast<int>(i),
+            std::span(logits.row(i), static_cast<size_t>(logits.cols)));
+    }
+  }
 
  private:
+  static constexpr int kLogitRows = 8;  // own rows held at once: bounds memory at large vocabularies
+
   int32_t most_picks(int32_t own_picks);
+  // The logits of picks [first, first + kLogitRows), as far as there are any.
+  Matrix<const float> compute_round(const model::PackedMatrix& head, Matrix<const float> rows,
+                                    std::span<const int> picks, int32_t first, int candidates);
   void compute_block(const model::PackedMatrix& head, Matrix<const float> rows,
                      std::span<const int> picks);
   void bring_home(int candidates);

@@ -73,6 +73,8 @@ std::string describe_place(const ActivitySnapshot& snapshot) {
   const bool in_step =
       stage == Stage::kPrefill || stage == Stage::kDecode || stage == Stage::kDraft;
   std::string text = stage_name(stage);
+  if (stage == Stage::kIdle && snapshot.step > 0)
+    text += fmt::format(" after step {}", snapshot.step);
   if (in_step && snapshot.step > 0) text += fmt::format(" step {}", snapshot.step);
   if (in_step && snapshot.layer >= 0) text += fmt::format(", layer {}", snapshot.layer);
   return text;

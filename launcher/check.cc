@@ -211,7 +211,7 @@ class Report {
     line(
         "         TP of dense MLP {}, shared experts {}, o_proj {}, embedding {}, LM head {}; CP "
         "{}",
-        sizes.dense_tp_size, sizes.shared_tp_size, sizes.o_proj_tp_size, sizes.embed_tp_size,
+        sizes.dense_tp_size, sizes.shared_tp_size, layout_.o_proj_tp_size(), sizes.embed_tp_size,
         sizes.lmhead_tp_size, sizes.cp_size);
   }
 

@@ -33,6 +33,14 @@ struct ScoreArguments {
 };
 void score_command(const ScoreArguments& arguments);
 
+struct VerifyArguments {
+  ConfigArguments config;
+  std::filesystem::path text_file;
+  std::vector<std::string> prompt_ids;  // with text_file none: a text of its own
+};
+// Whether the layout and one rank agree; prints what they agree on, or where they part.
+[[nodiscard]] bool verify_command(const VerifyArguments& arguments);
+
 struct TokenizeArguments {
   std::filesystem::path tokenizer;
   std::optional<std::string> text;

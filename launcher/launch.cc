@@ -133,9 +133,8 @@ class Launch {
                 actors::weight_options(launch_)),
         observation_shape_(actors::ObservationShape::of(observe, launch_.max_rows, model)),
         callbacks_(callbacks),
-        mailbox_(
-            actors::kLauncherRank,
-            [this](int rank, std::span<const std::byte> bytes) { endpoint_->send(rank, bytes); }),
+        mailbox_(actors::kLauncherRank,
+                 [this](int rank, std::span<const std::byte> bytes) { send_bytes(rank, bytes); }),
         scheduler_(mailbox_, limits_, callbacks.on_tokens,
                    [this](int index, int rank, int row, int position, int count) {
                      callbacks_.on_observed(index, observation(rank), row, position, count);
@@ -272,7 +271,22 @@ class Launch {
     const msg::Address to(rank, msg::ActorKind::Rank);
     b.Finish(
         msg::CreateEnvelope(b, &from, &to, msg::BodyTraits<Message>::enum_value, body.Union()));
-    endpoint_->send(rank, {reinterpret_cast<const std::byte*>(b.GetBufferPointer()), b.GetSize()});
+    send_bytes(rank, {reinterpret_cast<const std::byte*>(b.GetBufferPointer()), b.GetSize()});
+  }
+
+  // A rank that cannot be reached has died or is dying: how says more than that it is not
+  // connected.
+  void send_bytes(int rank, std::span<const std::byte> bytes) {
+    try {
+      endpoint_->send(rank, bytes);
+    } catch (const RankError& error) {
+      const auto deadline = steady_clock::now() + kLastWordsGrace;
+      while (steady_clock::now() < deadline) {
+        for (const RankExit& exit : supervisor_.reap()) on_exit(exit);
+        wait_for_events();
+      }
+      fail_with(error.what());
+    }
   }
 
   void show_progress(int rank, const msg::LoadProgress& progress) {

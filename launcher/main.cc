@@ -58,6 +58,16 @@ void add_score(CLI::App& app, ScoreArguments& arguments) {
   });
 }
 
+void add_verify(CLI::App& app, VerifyArguments& arguments, int& status) {
+  CLI::App* command = app.add_subcommand("verify", "compare this layout with one rank, bit by bit");
+  add_config(command, arguments.config);
+  command->add_option("--text-file", arguments.text_file, "text to read; the default is built in");
+  command->add_option("--prompt-ids", arguments.prompt_ids, "token ids 1,2,3 as they are; may repeat")
+      ->take_all()
+      ->allow_extra_args(false);
+  command->callback([&] { status = verify_command(arguments) ? kExitOk : kExitInternal; });
+}
+
 void add_tokenize(CLI::App& app, TokenizeArguments& arguments) {
   CLI::App* command = app.add_subcommand("tokenize", "text to token ids and back, as JSON");
   command->add_option("--tokenizer", arguments.tokenizer, "directory with tokenizer.json")->required();
@@ -105,6 +115,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   std::string log_level = "info";
   RunArguments run;
   ScoreArguments score;
+  VerifyArguments verify;
   TokenizeArguments tokenize;
   CheckArguments check;
   RankArguments rank;
@@ -122,6 +133,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   });
   add_run(app, run);
   add_score(app, score);
+  add_verify(app, verify, status);
   add_tokenize(app, tokenize);
   add_check(app, check);
   add_rank(app, rank, status);

@@ -1,8 +1,23 @@
 #include "launcher/requests.h"
 
+#include <fstream>
+#include <sstream>
+
 #include "base/error.h"
 
 namespace troupe::launcher {
+
+namespace {
+
+std::string read_text_file(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  if (!file || !(text << file.rdbuf()))
+    throw_user_error("{}: cannot read the text (or it is empty)", path.string());
+  return std::move(text).str();
+}
+
+}  // namespace
 
 std::optional<model::Tokenizer> find_tokenizer(const std::filesystem::path& model_path) {
   if (!std::filesystem::exists(model_path / "tokenizer.json")) return std::nullopt;
@@ -26,6 +41,23 @@ std::vector<int32_t> prompt_tokens(const Prompt& prompt, const model::Tokenizer*
       throw_user_error("{}: token id {} is outside the vocabulary 0 .. {}", name, id,
                        model.vocab_size - 1);
   return ids;
+}
+
+std::vector<actors::Request> reading_requests(const std::filesystem::path& text_file,
+                                              const std::vector<std::string>& prompt_ids,
+                                              const Config& config,
+                                              const model::ModelConfig& model, uint8_t observe) {
+  std::vector<Prompt> inputs;
+  if (!text_file.empty()) inputs.push_back({read_text_file(text_file), std::nullopt});
+  for (const std::string& ids : prompt_ids) inputs.push_back({"", parse_ids(ids)});
+  const auto tokenizer = find_tokenizer(config.model.model_path);
+  std::vector<actors::Request> requests(inputs.size());
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    requests[i].prompt = prompt_tokens(inputs[i], tokenizer ? &*tokenizer : nullptr, model,
+                                       fmt::format("input {}", i));
+    requests[i].observe = observe;
+  }
+  return requests;
 }
 
 }  // namespace troupe::launcher

@@ -20,4 +20,10 @@ std::optional<model::Tokenizer> find_tokenizer(const std::filesystem::path& mode
 std::vector<int32_t> prompt_tokens(const Prompt& prompt, const model::Tokenizer* tokenizer,
                                    const model::ModelConfig& model, const std::string& name);
 
+// Texts to read through, not to continue: the file's, if one is given, then each of `prompt_ids`.
+std::vector<actors::Request> reading_requests(const std::filesystem::path& text_file,
+                                              const std::vector<std::string>& prompt_ids,
+                                              const Config& config,
+                                              const model::ModelConfig& model, uint8_t observe);
+
 }  // namespace troupe::launcher

@@ -1,11 +1,6 @@
-#include <spdlog/spdlog.h>
-
-#include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <numeric>
-#include <sstream>
 
 #include "base/error.h"
 #include "launcher/commands.h"
@@ -21,14 +16,6 @@ namespace {
 using model::Dtype;
 
 bool has(uint8_t observe, msg::Observe bit) { return (observe & static_cast<uint8_t>(bit)) != 0; }
-
-std::string read_text_file(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  if (!file || !(text << file.rdbuf()))
-    throw_user_error("{}: cannot read the text (or it is empty)", path.string());
-  return std::move(text).str();
-}
 
 uint8_t observe_bits(const ScoreArguments& arguments) {
   auto bits = static_cast<uint8_t>(msg::Observe::LogProbs);
@@ -104,23 +91,6 @@ class Dump {
   model::SafetensorsWriter writer_;
 };
 
-std::vector<actors::Request> collect_inputs(const ScoreArguments& arguments, const Config& config,
-                                            const model::ModelConfig& model, uint8_t observe) {
-  std::vector<Prompt> inputs;
-  if (!arguments.text_file.empty())
-    inputs.push_back({read_text_file(arguments.text_file), std::nullopt});
-  for (const std::string& ids : arguments.prompt_ids) inputs.push_back({"", parse_ids(ids)});
-  if (inputs.empty()) throw_user_error("nothing to score: give --text-file FILE or --prompt-ids 1,2,3");
-  const auto tokenizer = find_tokenizer(config.model.model_path);
-  std::vector<actors::Request> requests(inputs.size());
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    requests[i].prompt =
-        prompt_tokens(inputs[i], tokenizer ? &*tokenizer : nullptr, model, fmt::format("input {}", i));
-    requests[i].observe = observe;
-  }
-  return requests;
-}
-
 // Sum of log-probabilities and how many tokens have one.
 struct Score {
   double sum = 0;
@@ -141,7 +111,10 @@ void score_command(const ScoreArguments& arguments) {
   config.model.next_n = 0;  // nothing is generated
   const uint8_t observe = observe_bits(arguments);
   const model::ModelConfig model = model::read_model_config(config.model.model_path);
-  std::vector<actors::Request> requests = collect_inputs(arguments, config, model, observe);
+  std::vector<actors::Request> requests =
+      reading_requests(arguments.text_file, arguments.prompt_ids, config, model, observe);
+  if (requests.empty())
+    throw_user_error("nothing to score: give --text-file FILE or --prompt-ids 1,2,3");
   std::vector<std::vector<int32_t>> ids;
   for (const actors::Request& request : requests) ids.push_back(request.prompt);
   std::optional<Dump> dump;

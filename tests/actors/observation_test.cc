@@ -10,12 +10,13 @@
 namespace troupe::actors {
 namespace {
 
-constexpr int kLayers = 3, kTopk = 2, kVocab = 50, kRows = 7;
+constexpr int kLayers = 3, kTopk = 2, kVocab = 50, kHidden = 30, kRows = 7;
 
 model::ModelConfig small_model() {
   model::ModelConfig config;
   config.num_hidden_layers = kLayers - 1;
   config.vocab_size = kVocab;
+  config.hidden_size = kHidden;
   config.gate.topk = kTopk;
   return config;
 }
@@ -32,12 +33,12 @@ TEST(Observation, TakesNoMemoryWhenNothingIsShown) {
 }
 
 TEST(Observation, SectionsAreWholePages) {
-  for (int observe = 0; observe < 16; ++observe) EXPECT_EQ(shape_of(observe).bytes() % 4096, 0);
+  for (int observe = 0; observe < 32; ++observe) EXPECT_EQ(shape_of(observe).bytes() % 4096, 0);
 }
 
 // Fills every part that is on with numbers of its own and reads all of them back.
 TEST(Observation, PartsLieInsideTheSectionAndDoNotOverlap) {
-  for (int observe = 0; observe < 16; ++observe) {
+  for (int observe = 0; observe < 32; ++observe) {
     const ObservationShape shape = shape_of(observe);
     std::vector<std::byte> section(shape.bytes());
     const Observation observation(shape, section.data());
@@ -54,6 +55,10 @@ TEST(Observation, PartsLieInsideTheSectionAndDoNotOverlap) {
       add(observation.router_ids(layer), kTopk);
       add(observation.router_weights(layer), kTopk);
     }
+    for (int layer = 0; layer < kLayers && observation.has_layers(); ++layer)
+      for (const LayerStage stage :
+           {LayerStage::kInput, LayerStage::kAttention, LayerStage::kFeedForward})
+        add(observation.hidden(layer, stage), kHidden);
 
     for (size_t i = 0; i < parts.size(); ++i) {
       const auto* bytes = reinterpret_cast<const std::byte*>(parts[i].data);
@@ -77,6 +82,7 @@ TEST(Observation, RefusesPartsThatAreOffAndLayersThatAreNotThere) {
   EXPECT_THROW(observation.mtp_logits(), std::logic_error);
   EXPECT_THROW(observation.router_ids(-1), std::logic_error);
   EXPECT_THROW(observation.router_weights(kLayers), std::logic_error);
+  EXPECT_THROW(observation.hidden(0, LayerStage::kInput), std::logic_error);
   EXPECT_THROW(Observation().router_ids(0), std::logic_error);
 }
 

@@ -262,6 +262,7 @@ TEST(CorruptConsumedCount, IsARankErrorOfTheSender) {
   arena.window(1, 0).consumed = 5;
 
   EXPECT_THROW(group.broadcast(data, 0), RankError);
+  EXPECT_TRUE(contains(arena.failure(0), "the window to rank 1 is corrupt"));
 }
 
 // Calls that never end by themselves, on messages of several chunks.

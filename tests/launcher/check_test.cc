@@ -49,10 +49,10 @@ TEST(CheckReport, SplitsHeadsOverTensorParallelRanks) {
 TEST(CheckReport, CountsTheKvCacheInWholeBlocks) {
   // 6 layers and the MTP module, 64 + 16 values a row, 2 sequences a rank of
   // 100 + 64 + 2 positions: 3 blocks of 64 each.
-  const std::string report =
-      check_report(tiny({"scheduler_config.batch_size=8", "scheduler_config.block_size=64",
-                         "data_config.input_truncated_len=100"}),
-                   false);
+  const std::string report = check_report(
+      tiny({"scheduler_config.batch_size=8", "scheduler_config.block_size=64",
+            "scheduler_config.max_new_tokens=64", "data_config.input_truncated_len=100"}),
+      false);
   const size_t bytes = size_t{7} * (2 * 3 * 64) * (64 + 16) * 2;
 
   EXPECT_TRUE(contains(report, fmt::format("{:.1f} KiB", bytes / 1024.0))) << report;

@@ -29,6 +29,20 @@ class ModelCopy {
     }
     EXPECT_GT(changed, 0) << ending;
   }
+  // Stores fp8 matrices whose name ends so as the nearest bf16 numbers.
+  void round_to_bf16(const std::string& ending) {
+    change_tensors(ending, [&](const std::string& name, model::PlainTensor& tensor) {
+      const model::PlainValues values = checkpoint_.values(name);
+      std::string bytes;
+      for (int64_t row = 0; row < tensor.shape[0]; ++row)
+        for (int64_t col = 0; col < tensor.cols(); ++col) {
+          const uint16_t bits = to_bf16(values.at(row, col)).bits;
+          bytes.append(reinterpret_cast<const char*>(&bits), sizeof bits);
+        }
+      tensor = {"BF16", tensor.shape, bytes};
+      tensors().erase(name + "_scale_inv");
+    });
+  }
   std::map<std::string, model::PlainTensor>& tensors() { return checkpoint_.tensors; }
 
   // config.json and model.safetensors in a directory that lives as long as this.

@@ -1,0 +1,129 @@
+#include "actors/rank_actors.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "rank_threads.h"
+
+namespace troupe::actors {
+namespace {
+
+using testing::Each;
+
+model::ParallelSizes ranks(int world_size) { return {.world_size = world_size}; }
+
+// Token ids of tiny-moe's own training texts, and arbitrary ones.
+Request request(int prompt_tokens, int max_new_tokens) {
+  Request r;
+  r.prompt = {0};
+  for (int i = 1; i < prompt_tokens; ++i) r.prompt.push_back((i * 379 + prompt_tokens * 17) % 4096);
+  r.max_new_tokens = max_new_tokens;
+  return r;
+}
+
+// Of different lengths, so that ranks hold different numbers of rows; greedy, sampled, scored.
+std::vector<Request> mixed_requests() {
+  std::vector<Request> requests = {request(3, 12), request(37, 9), request(1, 10),
+                                   request(18, 5), request(9, 0),  request(5, 7)};
+  requests[1].temperature = 0.8f;
+  requests[1].top_p = 0.9f;
+  requests[1].seed = 5;
+  requests[2].temperature = 1;
+  requests[2].top_k = 20;
+  requests[4].observe = static_cast<uint8_t>(msg::Observe::LogProbs);
+  return requests;
+}
+
+void expect_same(const LaunchOutcome& got, const LaunchOutcome& wanted) {
+  ASSERT_EQ(got.completions.size(), wanted.completions.size());
+  for (size_t i = 0; i < got.completions.size(); ++i) {
+    EXPECT_EQ(got.completions[i].tokens, wanted.completions[i].tokens) << "request " << i;
+    EXPECT_EQ(got.completions[i].log_probs, wanted.completions[i].log_probs) << "request " << i;
+  }
+}
+
+const LaunchOutcome& one_rank() {
+  static const LaunchOutcome outcome = launch({.sizes = ranks(1)}, mixed_requests());
+  return outcome;
+}
+
+TEST(RankActors, AnyNumberOfRanksYieldsTheTokensOfOne) {
+  ASSERT_EQ(one_rank().completions[0].tokens.size(), 12);
+  ASSERT_EQ(one_rank().completions[4].log_probs.size(), 8);
+
+  for (const int world_size : {2, 4}) {
+    SCOPED_TRACE(fmt::format("{} ranks", world_size));
+    expect_same(launch({.sizes = ranks(world_size)}, mixed_requests()), one_rank());
+  }
+}
+
+TEST(RankActors, DraftsChangeNoToken) {
+  for (const int world_size : {1, 2, 4}) {
+    SCOPED_TRACE(fmt::format("{} ranks", world_size));
+    const LaunchOutcome outcome =
+        launch({.sizes = ranks(world_size), .num_drafts = 2}, mixed_requests());
+    expect_same(outcome, one_rank());
+    EXPECT_GT(outcome.completions[0].drafted, 0);
+  }
+}
+
+TEST(RankActors, ARankWithoutSequencesServesItsExperts) {
+  expect_same(launch({.sizes = ranks(4), .num_drafts = 1, .batch_size = 1}, mixed_requests()),
+              one_rank());
+}
+
+TEST(RankActors, ChunksOfPromptsAndOfDispatchesChangeNoToken) {
+  expect_same(launch({.sizes = ranks(2),
+                      .num_drafts = 1,
+                      .batch_size = 6,
+                      .max_prefill_tokens = 5,
+                      .moe_chunk_max_len = 3},
+                     mixed_requests()),
+              one_rank());
+}
+
+TEST(RankActors, TensorParallelSizesChangeNoToken) {
+  const std::vector<model::ParallelSizes> layouts = {
+      {.world_size = 2, .attn_tp_size = 2, .moe_tp_size = 2, .lmhead_tp_size = 2},
+      {.world_size = 4, .attn_tp_size = 2, .dense_tp_size = 4, .embed_tp_size = 2},
+      {.world_size = 4, .moe_tp_size = 2, .o_proj_tp_size = 4, .shared_tp_size = 2}};
+  for (const model::ParallelSizes& sizes : layouts) {
+    SCOPED_TRACE(fmt::format("{} ranks, attn_tp {}, moe_tp {}", sizes.world_size,
+                             sizes.attn_tp_size, sizes.moe_tp_size));
+    expect_same(launch({.sizes = sizes, .num_drafts = 1}, mixed_requests()), one_rank());
+  }
+}
+
+TEST(RankActors, DecodeStepsAllocateNothing) {
+  for (const int world_size : {1, 2})
+    EXPECT_THAT(
+        launch({.sizes = ranks(world_size), .num_drafts = 1}, {request(7, 24)}).decode_allocations,
+        Each(0))
+        << world_size << " ranks";
+}
+
+// golden.json holds the continuation that a float32 reference makes, and what its MTP layer drafts.
+TEST(RankActors, TokensAndDraftsAreThoseOfTheReference) {
+  std::ifstream file(TROUPE_SOURCE_DIR "/models/tiny-moe/golden.json");
+  const nlohmann::json golden = nlohmann::json::parse(file)["cases"][0];
+  Request r;
+  r.prompt = golden["prompt_ids"].get<std::vector<int32_t>>();
+  const auto continuation = golden["continuation_ids"].get<std::vector<int32_t>>();
+  r.max_new_tokens = static_cast<int>(continuation.size());
+  const auto accepted = golden["mtp_2"]["accepted"].get<std::vector<int>>();
+
+  const Completion completion =
+      launch({.sizes = ranks(2), .dtype = msg::DataType::Float32, .num_drafts = 2}, {r})
+          .completions[0];
+
+  EXPECT_EQ(completion.tokens, continuation);
+  EXPECT_EQ(completion.verify_steps, std::ssize(accepted));
+  EXPECT_EQ(completion.accepted, std::accumulate(accepted.begin(), accepted.end(), 0));
+}
+
+}  // namespace
+}  // namespace troupe::actors

@@ -1,0 +1,30 @@
+// tests/actors/rank_threads.h: a launch in one process: ranks as threads, where TSan sees races.
+#pragma once
+
+#include <vector>
+
+#include "actors/scheduler.h"
+#include "model/parallel_layout.h"
+
+namespace troupe::actors {
+
+struct LaunchOptions {
+  model::ParallelSizes sizes;
+  msg::DataType dtype = msg::DataType::Bfloat16;
+  int num_drafts = 0;
+  int batch_size = 4;
+  int max_prefill_tokens = 16;  // so that prompts are cut
+  int64_t moe_chunk_max_len = 1024;
+};
+
+struct LaunchOutcome {
+  std::vector<Completion> completions;
+  // [rank] operator new in decode steps after the first two, without what the test itself does.
+  std::vector<int64_t> decode_allocations;
+};
+
+// Runs the requests on models/tiny-moe, each rank a thread with the actors of a real one. Throws
+// what a rank threw.
+LaunchOutcome launch(const LaunchOptions& options, std::vector<Request> requests);
+
+}  // namespace troupe::actors
