@@ -6,10 +6,11 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 
 usage() {
   cat <<'TEXT'
-./test.sh [--quick | --asan | --tsan | --all]
+./test.sh [--quick | --layouts | --asan | --tsan | --all]
 
   (none)    release build with warnings as errors, all tests
   --quick   the same build, unit tests only
+  --layouts the same build, all parallel layouts against one rank (half an hour)
   --asan    AddressSanitizer and UndefinedBehaviorSanitizer: the unit tests
   --tsan    ThreadSanitizer: the tests of comm and actors, where ranks are threads
   --all     release, --asan and --tsan
@@ -38,12 +39,13 @@ test_tsan() {
 (($# <= 1)) || { usage >&2 && exit 2; }
 case ${1:-} in
   -h | --help) usage && exit 0 ;;
-  "" | --quick | --asan | --tsan | --all) tools/install_packages.sh ;;
+  "" | --quick | --layouts | --asan | --tsan | --all) tools/install_packages.sh ;;
   *) usage >&2 && exit 2 ;;
 esac
 case ${1:-} in
   "") test_release ;;
   --quick) test_release -L unit ;;
+  --layouts) TROUPE_ALL_LAYOUTS=1 test_release -R '/LayoutMatrix\.|/OddWidths\.' ;;
   --asan) test_asan ;;
   --tsan) test_tsan ;;
   --all)

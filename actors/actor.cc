@@ -15,11 +15,25 @@ std::string actor_name(const msg::Address& address) {
   return address.rank() == kLauncherRank ? name : fmt::format("{}@{}", name, address.rank());
 }
 
+namespace {
+
+// FlatBuffers verifies the bounds of a vector and the alignment of its length, not that of its
+// elements; these are the only ones wider than the length. An empty vector is not aligned.
+bool log_probs_are_aligned(const msg::Envelope& envelope) {
+  const auto* done = envelope.body_as_StepDone();
+  return done == nullptr || done->log_probs() == nullptr || done->log_probs()->empty() ||
+         reinterpret_cast<uintptr_t>(done->log_probs()->data()) % alignof(double) == 0;
+}
+
+}  // namespace
+
 const msg::Envelope& verified(std::span<const std::byte> bytes, const std::string& sender) {
   flatbuffers::Verifier verifier(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
-  if (!verifier.VerifyBuffer<msg::Envelope>(nullptr))
+  const auto* envelope = verifier.VerifyBuffer<msg::Envelope>(nullptr)
+                             ? flatbuffers::GetRoot<msg::Envelope>(bytes.data())
+                             : nullptr;
+  if (envelope == nullptr || !log_probs_are_aligned(*envelope))
     throw_rank_error("a message of {} bytes from {} is not a valid Envelope", bytes.size(), sender);
-  const auto* envelope = flatbuffers::GetRoot<msg::Envelope>(bytes.data());
   if (envelope->body_type() == msg::Body::NONE || envelope->body_type() > msg::Body::MAX)
     throw_rank_error("a message from {} has the unknown type {}", sender,
                      static_cast<int>(envelope->body_type()));

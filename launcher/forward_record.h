@@ -59,6 +59,8 @@ struct Difference {
   Operation operation;
   int tokens = 0;  // how many differ
   int first_token = 0;
+
+  bool operator==(const Difference&) const = default;
 };
 std::optional<Difference> first_difference(const ForwardRecord& a, const ForwardRecord& b);
 

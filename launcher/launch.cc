@@ -13,6 +13,7 @@
 #include "actors/rank.h"
 #include "comm/arena.h"
 #include "comm/endpoint.h"
+#include "launcher/launch_sizes.h"
 #include "launcher/progress.h"
 #include "launcher/supervisor.h"
 #include "model/weights.h"
@@ -24,7 +25,6 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-constexpr int kDefaultPrefillTokens = 512;  // prompt tokens per rank and step
 constexpr milliseconds kPollInterval{100};
 constexpr milliseconds kLastWordsGrace{1000};  // for messages of a rank that has exited to arrive
 constexpr milliseconds kAbortGrace{500};       // for ranks to leave by themselves once aborted
@@ -55,79 +55,11 @@ class SignalReader {
   Fd fd_;
 };
 
-msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits& limits,
-                             uint8_t observe) {
-  msg::LaunchT launch;
-  launch.world_size = config.parallel.world_size;
-  launch.comm_buffer_bytes = static_cast<uint64_t>(config.runtime.comm_buffer_mb) << 20;
-  launch.comm_timeout_ms = static_cast<int64_t>(config.runtime.comm_timeout_s * 1000);
-  launch.model_path = config.model.model_path.string();
-  launch.with_ckpt = config.model.with_ckpt;
-  launch.seed = config.data.seed;
-  launch.dtype = config.model.dtype == ComputeType::kFloat32 ? msg::DataType::Float32
-                                                             : msg::DataType::Bfloat16;
-  launch.weights_as_bf16 = config.runtime.weight_format == WeightFormat::kBf16;
-  launch.with_mtp = limits.run_mtp;
-  launch.attn_tp_size = config.parallel.attn_tp_size;
-  launch.dense_tp_size = config.parallel.dense_tp_size;
-  launch.moe_tp_size = config.parallel.moe_tp_size;
-  launch.embed_tp_size = config.parallel.embed_tp_size;
-  launch.lmhead_tp_size = config.parallel.lmhead_tp_size;
-  launch.o_proj_tp_size = config.parallel.o_proj_tp_size;
-  launch.shared_tp_size = config.parallel.shared_tp_size;
-  launch.enable_o_proj_alltoall = config.parallel.enable_o_proj_alltoall;
-  launch.max_rows = limits.max_rows();
-  launch.max_sequences = limits.sequences_per_dp_rank();
-  launch.max_drafts = limits.num_drafts;
-  launch.moe_chunk_max_len = config.model.moe_chunk_max_len;
-  launch.kv_blocks = limits.blocks_per_dp_rank;
-  launch.kv_block_size = limits.block_size;
-  launch.observe = observe;
-  return launch;
-}
-
-// Sizes the step and the KV pools for these requests: no request can ever lack a block.
-actors::SchedulerLimits scheduler_limits(const Config& config, const model::ModelConfig& model,
-                                         const std::vector<actors::Request>& requests,
-                                         uint8_t observe) {
-  const bool observes_mtp = (observe & static_cast<uint8_t>(msg::Observe::MtpLogits)) != 0;
-  if ((config.model.next_n > 0 || observes_mtp) && model.num_nextn_predict_layers == 0)
-    throw_user_error(
-        "{}: the model has no MTP layer (num_nextn_predict_layers is 0); set "
-        "model_config.next_n to 0{}",
-        (config.model.model_path / "config.json").string(),
-        observes_mtp ? " and do not dump mtp" : "");
-  actors::SchedulerLimits limits;
-  limits.world_size = config.parallel.world_size;
-  limits.attn_tp_size = config.parallel.attn_tp_size;
-  limits.batch_size = config.scheduler.batch_size;
-  int64_t longest_prompt = 1, longest_sequence = 1;
-  for (const actors::Request& request : requests) {
-    const auto prompt = static_cast<int64_t>(request.prompt.size());
-    longest_prompt = std::max(longest_prompt, prompt);
-    longest_sequence = std::max(
-        longest_sequence, std::min(prompt + request.max_new_tokens, model.max_position_embeddings));
-  }
-  const int64_t wished = config.scheduler.max_prefill_tokens > 0
-                             ? config.scheduler.max_prefill_tokens
-                             : kDefaultPrefillTokens;
-  limits.max_prefill_tokens =
-      static_cast<int>(std::min(wished, longest_prompt * limits.sequences_per_dp_rank()));
-  limits.num_drafts = config.model.next_n;
-  limits.run_mtp = config.model.next_n > 0 || observes_mtp;
-  limits.max_positions = model.max_position_embeddings;
-  limits.block_size = config.scheduler.block_size;
-  const int64_t positions = longest_sequence + limits.num_drafts + 1;
-  limits.blocks_per_dp_rank =
-      (positions + limits.block_size - 1) / limits.block_size * limits.sequences_per_dp_rank();
-  return limits;
-}
-
 class Launch {
  public:
   Launch(const Config& config, const model::ModelConfig& model,
          std::vector<actors::Request> requests, uint8_t observe, const LaunchCallbacks& callbacks)
-      : limits_(scheduler_limits(config, model, requests, observe)),
+      : limits_(scheduler_limits(config, model, load_of(requests, model), observe)),
         launch_(describe_launch(config, limits_, observe)),
         loader_(config.model.model_path, model, model::ParallelLayout(config.parallel, model),
                 actors::weight_options(launch_)),
@@ -200,8 +132,8 @@ class Launch {
   }
 
   void on_exit(const RankExit& exit) {
+    // Of a killed one no more is read: a message could ask for a step that it can no longer do.
     if (exit.signal == 0) hear_last_words(exit.rank);
-    read_messages();
     if (!ranks_[exit.rank].gone) fail_with(exit_cause(exit));
   }
 
@@ -244,6 +176,9 @@ class Launch {
       return;
     }
     if (const auto* failed = envelope.body_as_Failed()) {
+      // When another failed first, this is a consequence: that one's own message, or end, comes too.
+      const int first = arena_->first_failed_rank();
+      if (first >= 0 && first != rank) return;
       if (failed->user_error()) throw_after_stop<UserError>(failed->what()->str());
       fail_with(failed->what()->str());
     }
@@ -274,8 +209,7 @@ class Launch {
     send_bytes(rank, {reinterpret_cast<const std::byte*>(b.GetBufferPointer()), b.GetSize()});
   }
 
-  // A rank that cannot be reached has died or is dying: how says more than that it is not
-  // connected.
+  // A rank that cannot be reached is dying: how it does says more than that it is not connected.
   void send_bytes(int rank, std::span<const std::byte> bytes) {
     try {
       endpoint_->send(rank, bytes);

@@ -87,6 +87,13 @@ std::string metrics_text(int world_size, const LaunchResult& result) {
   return text;
 }
 
+void require_writable(const std::filesystem::path& path) {
+  if (path.empty()) return;
+  const auto directory = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+  if (::access(directory.c_str(), W_OK) != 0)
+    throw_user_error("{}: cannot write the report ({})", path.string(), errno_text("access"));
+}
+
 void write_json_file(const std::filesystem::path& path, const nlohmann::json& json) {
   // Text that is no UTF-8 cannot be told from a broken file later: replace it.
   const std::string text =

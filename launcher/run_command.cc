@@ -106,6 +106,7 @@ void run_command(const RunArguments& arguments) {
   const Config config = read_config(arguments.config.config, arguments.config.overrides);
   for (const std::string& note : config.notes) spdlog::info("{}", note);
   require_runnable(config);
+  require_writable(arguments.json);
   const model::ModelConfig model = model::read_model_config(config.model.model_path);
   const auto tokenizer = find_tokenizer(config.model.model_path);
   const Tokenizer* tokenizer_or_null = tokenizer ? &*tokenizer : nullptr;

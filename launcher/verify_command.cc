@@ -75,14 +75,15 @@ std::string in_brackets(const std::string& text) {
 }
 
 std::string layout_text(const model::ParallelSizes& s) {
-  return fmt::format("world {}{}", s.world_size,
-                     in_brackets(sizes_text({{"attn_tp", s.attn_tp_size},
-                                             {"o_proj_tp", s.o_proj_tp_size},
-                                             {"dense_tp", s.dense_tp_size},
-                                             {"moe_tp", s.moe_tp_size},
-                                             {"shared_tp", s.shared_tp_size},
-                                             {"embed_tp", s.embed_tp_size},
-                                             {"lmhead_tp", s.lmhead_tp_size}})));
+  std::string text = sizes_text({{"attn_tp", s.attn_tp_size},
+                                 {"o_proj_tp", s.o_proj_tp_size},
+                                 {"dense_tp", s.dense_tp_size},
+                                 {"moe_tp", s.moe_tp_size},
+                                 {"shared_tp", s.shared_tp_size},
+                                 {"embed_tp", s.embed_tp_size},
+                                 {"lmhead_tp", s.lmhead_tp_size}});
+  if (s.enable_o_proj_alltoall) text += text.empty() ? "o_proj_alltoall" : ", o_proj_alltoall";
+  return fmt::format("world {}{}", s.world_size, in_brackets(text));
 }
 
 // "layer 3 attention (o_proj, attn_tp 4)": the operation, and what is cut over ranks in it.
@@ -169,6 +170,20 @@ uint8_t observe_bits(const model::ModelConfig& model) {
   return static_cast<uint8_t>(Observe::Layers | Observe::Router | Observe::Logits | mtp);
 }
 
+bool report_bits(const ForwardRecord& found, const ForwardRecord& expected,
+                 const model::ParallelSizes& sizes, const model::ModelConfig& model,
+                 const std::vector<actors::Request>& requests) {
+  if (const auto difference = first_difference(found, expected)) {
+    fmt::print("{}: {} of {} tokens differ, first at {}\n",
+               describe(difference->operation, sizes, model), difference->tokens,
+               found.num_tokens(), place(difference->first_token, requests));
+    return false;
+  }
+  fmt::print("identical: {} operations x {} tokens, {} = world 1\n", found.operations().size(),
+             found.num_tokens(), layout_text(sizes));
+  return true;
+}
+
 }  // namespace
 
 bool verify_command(const VerifyArguments& arguments) {
@@ -190,22 +205,11 @@ bool verify_command(const VerifyArguments& arguments) {
   const auto keep = loose.empty() ? ForwardRecord::Keep::kHashes : ForwardRecord::Keep::kLogits;
   const ForwardRecord found = record_forward(config, model, requests, observe, keep);
   const ForwardRecord expected = record_forward(one_rank, model, requests, observe, keep);
-  if (!loose.empty()) {
-    fmt::print("{}: bits are not promised, since 16 is not divisible by {}\n", layout_text(sizes),
-               loose);
-    return compare_logits(
-        found, expected,
-        config.model.dtype == ComputeType::kFloat32 ? kToleranceFloat32 : kToleranceBfloat16);
-  }
-  if (const auto difference = first_difference(found, expected)) {
-    fmt::print("{}: {} of {} tokens differ, first at {}\n",
-               describe(difference->operation, sizes, model), difference->tokens,
-               found.num_tokens(), place(difference->first_token, requests));
-    return false;
-  }
-  fmt::print("identical: {} operations x {} tokens, {} = world 1\n", found.operations().size(),
-             found.num_tokens(), layout_text(sizes));
-  return true;
+  if (loose.empty()) return report_bits(found, expected, sizes, model, requests);
+  fmt::print("{}: bits are not promised, since {} does not divide 16\n", layout_text(sizes), loose);
+  return compare_logits(
+      found, expected,
+      config.model.dtype == ComputeType::kFloat32 ? kToleranceFloat32 : kToleranceBfloat16);
 }
 
 }  // namespace troupe::launcher

@@ -1,5 +1,6 @@
 #include "model/model_config.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -125,16 +126,67 @@ void read_moe(const JsonObject& json, ModelConfig& config) {
   read_gate(json, config);
 }
 
-void read_quantization(const JsonObject& json, ModelConfig& config) {
-  if (!json.has("quantization_config")) return;
-  const JsonObject quantization = json.object("quantization_config");
-  quantization.choice<bool>("quant_method", {{"fp8", true}});
+// Query heads share key and value heads, each layer has experts and no other MLP, and what else
+// the family computes says nothing of layout or bytes.
+void read_gpt_oss(const JsonObject& json, const nlohmann::json& file, ModelConfig& config) {
+  config.num_attention_heads = as_int(json.integer("num_attention_heads", kHeads));
+  config.num_key_value_heads =
+      as_int(json.integer("num_key_value_heads", {1, config.num_attention_heads}));
+  if (config.num_attention_heads % config.num_key_value_heads != 0)
+    json.fail("num_key_value_heads",
+              fmt::format("{} does not divide num_attention_heads {}", config.num_key_value_heads,
+                          config.num_attention_heads));
+  config.qk_rope_head_dim = config.v_head_dim = json.integer("head_dim", kHeadDim);
+  config.sliding_window = json.integer("sliding_window", {0, 1 << 30}, 0);
+  if (json.has("layer_types")) {
+    const nlohmann::json& types = file["layer_types"];
+    if (!types.is_array() || std::ssize(types) != config.num_hidden_layers)
+      json.fail("layer_types", "must be a list with one entry per layer");
+    config.num_sliding_layers =
+        as_int(std::count(types.begin(), types.end(), nlohmann::json("sliding_attention")));
+  }
+  config.n_routed_experts = as_int(json.integer("num_local_experts", {1, kExperts.max}));
+  config.moe_intermediate_size = config.intermediate_size;
+  const char* topk = json.has("num_experts_per_tok") ? "num_experts_per_tok" : "experts_per_token";
+  config.gate.num_experts = config.n_routed_experts;
+  config.gate.num_groups = config.gate.topk_groups = 1;
+  config.gate.topk = as_int(json.integer(topk, {1, config.n_routed_experts}));
+}
+
+void read_fp8(const JsonObject& quantization, ModelConfig& config) {
   quantization.choice<bool>("fmt", {{"e4m3", true}}, true);
   quantization.choice<bool>("activation_scheme", {{"dynamic", true}}, true);
   const std::vector<int64_t> block = quantization.integers("weight_block_size", {1, 1 << 17});
   if (block != std::vector<int64_t>{layers::kFp8Block, layers::kFp8Block})
     quantization.fail("weight_block_size", "is not supported; supported: [128, 128]");
   config.fp8_weights = true;
+  config.weight_bits = 8;
+}
+
+// int8 or int4 codes with scales, as converted checkpoints have them.
+void read_compressed_tensors(const JsonObject& quantization, ModelConfig& config) {
+  config.weight_bits = as_int(quantization.object("config_groups")
+                                  .object("group_0")
+                                  .object("weights")
+                                  .integer("num_bits", {4, 8}));
+  config.not_runnable = fmt::format(
+      "quantization_config compressed-tensors ({} bits) can be checked, not run yet; "
+      "use the fp8 or bf16 checkpoint",
+      config.weight_bits);
+}
+
+void read_quantization(const JsonObject& json, ModelConfig& config) {
+  if (!json.has("quantization_config")) return;
+  const JsonObject quantization = json.object("quantization_config");
+  if (config.family == Family::kGptOss) {
+    quantization.choice<bool>("quant_method", {{"mxfp4", true}});
+    config.weight_bits = 4;
+  } else if (quantization.choice<bool>("quant_method",
+                                       {{"fp8", true}, {"compressed-tensors", false}})) {
+    read_fp8(quantization, config);
+  } else {
+    read_compressed_tensors(quantization, config);
+  }
 }
 
 void read_eos(const std::filesystem::path& directory, const JsonObject& json, ModelConfig& config) {
@@ -157,20 +209,32 @@ float ModelConfig::softmax_scale() const {
                             std::sqrt(static_cast<double>(qk_head_dim())));
 }
 
-ModelConfig read_model_config(const std::filesystem::path& directory) {
+ModelConfig read_model_config(const std::filesystem::path& directory, ModelUse use) {
   const std::filesystem::path path = directory / "config.json";
   const nlohmann::json file = read_json_file(path);
   const JsonObject json(file, path.string());
   ModelConfig config;
-  config.family = json.choice<Family>(
-      "model_type", {{"deepseek_v2", Family::kDeepseekV2}, {"deepseek_v3", Family::kDeepseekV3}});
+  config.family = json.choice<Family>("model_type", {{"deepseek_v2", Family::kDeepseekV2},
+                                                     {"deepseek_v3", Family::kDeepseekV3},
+                                                     {"kimi_k2", Family::kDeepseekV3},
+                                                     {"gpt_oss", Family::kGptOss}});
   config.model_type = file["model_type"];
   read_sizes(json, config);
-  read_attention(json, config);
   read_rope(json, config);
-  read_moe(json, config);
+  if (config.family == Family::kGptOss) {
+    read_gpt_oss(json, file, config);
+    config.not_runnable =
+        "model_type gpt_oss can be checked, not run yet; deepseek_v2, deepseek_v3 and kimi_k2 can";
+  } else {
+    read_attention(json, config);
+    read_moe(json, config);
+  }
   read_quantization(json, config);
   read_eos(directory, json, config);
+  if (!config.not_runnable.empty()) {
+    config.not_runnable = fmt::format("{}: {}", path.string(), config.not_runnable);
+    if (use == ModelUse::kRun) throw UserError(config.not_runnable);
+  }
   return config;
 }
 

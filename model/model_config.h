@@ -12,12 +12,12 @@
 
 namespace troupe::model {
 
-enum class Family { kDeepseekV2, kDeepseekV3 };
+enum class Family { kDeepseekV2, kDeepseekV3, kGptOss };
 
 // Field names are those of the Hugging Face config.json.
 struct ModelConfig {
   Family family = Family::kDeepseekV3;
-  std::string model_type;  // as written: "deepseek_v3"
+  std::string model_type;  // as written: "deepseek_v3"; "kimi_k2" is that family too
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   int64_t intermediate_size = 0;      // dense layers
@@ -30,6 +30,11 @@ struct ModelConfig {
   int64_t qk_nope_head_dim = 0;
   int64_t qk_rope_head_dim = 0;
   int64_t v_head_dim = 0;
+  // Grouped-query attention (gpt_oss), where qk_rope_head_dim and v_head_dim are its head_dim. MLA
+  // has one latent row for all heads and leaves these 0.
+  int num_key_value_heads = 0;
+  int64_t sliding_window = 0;  // positions a sliding layer sees
+  int num_sliding_layers = 0;
   int n_routed_experts = 0;
   int n_shared_experts = 0;  // 0: none
   int first_k_dense_replace = 0;
@@ -42,7 +47,9 @@ struct ModelConfig {
   int64_t max_position_embeddings = 0;
   bool tie_word_embeddings = false;
   bool fp8_weights = false;            // quantization_config: fp8, e4m3, blocks of 128 x 128
+  int weight_bits = 16;                // of a quantised matrix: 8 (fp8, int8) or 4 (int4, mxfp4)
   std::vector<int32_t> eos_token_ids;  // generation_config.json if it has them, else config.json
+  std::string not_runnable;            // why this model can only be checked; empty: it can run
 
   bool is_moe_layer(int layer) const {
     return n_routed_experts > 0 && layer >= first_k_dense_replace && layer % moe_layer_freq == 0;
@@ -53,9 +60,13 @@ struct ModelConfig {
   int64_t shared_intermediate_size() const { return n_shared_experts * moe_intermediate_size; }
 };
 
+enum class ModelUse { kRun, kCheck };
+
 // Reads DIR/config.json and DIR/generation_config.json. Throws UserError naming file and key when a
 // key is missing, of the wrong type, out of range (every size is bounded), or asks for what is not
-// implemented (an unknown model_type, scoring_func, rope type, activation, quantisation, ...).
-ModelConfig read_model_config(const std::filesystem::path& directory);
+// implemented (an unknown model_type, scoring_func, rope type, activation, quantisation, ...). Of
+// models that can be checked only (not_runnable), kRun is refused.
+ModelConfig read_model_config(const std::filesystem::path& directory,
+                              ModelUse use = ModelUse::kRun);
 
 }  // namespace troupe::model

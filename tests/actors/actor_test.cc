@@ -351,6 +351,19 @@ TEST(Verify, AnErrorNamesTheSenderAndTheSize) {
   }
 }
 
+// FlatBuffers aligns the elements of an empty vector to nothing.
+TEST(Verify, LetsAnAnswerWithoutLogProbabilitiesPass) {
+  for (int tokens = 0; tokens < 4; ++tokens) {
+    FlatBufferBuilder b;
+    const std::vector<int32_t> counts = {tokens}, sampled(tokens, 5), none;
+    const std::vector<double> no_log_probs;
+    const auto body = msg::CreateStepDoneDirect(b, 17, &counts, &sampled, &none, &no_log_probs);
+    EXPECT_NO_THROW(verified(
+        finish(b, {3, msg::ActorKind::LmHead}, {kLauncherRank, msg::ActorKind::Scheduler}, body),
+        "rank 3"));
+  }
+}
+
 TEST(Verify, ABodyOfAnUnknownTypeIsAnError) {
   for (const int type : {0, static_cast<int>(msg::Body::MAX) + 1, 255}) {
     FlatBufferBuilder b;

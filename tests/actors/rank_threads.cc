@@ -153,6 +153,34 @@ void rank_thread(World& world, int rank) {
   }
 }
 
+// The ranks, from their start to their end.
+class RankThreads {
+ public:
+  explicit RankThreads(World& world) : world_(world) {
+    for (int rank = 0; rank < world_.launch.world_size; ++rank)
+      threads_.emplace_back([this, rank] { rank_thread(world_, rank); });
+  }
+  ~RankThreads() {
+    for (Inbox& inbox : world_.to_rank) inbox.put({});
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+ private:
+  World& world_;
+  std::vector<std::thread> threads_;
+};
+
+// Until all requests are finished, or a rank has failed.
+void run_scheduler(World& world, Mailbox& mailbox, Scheduler& scheduler) {
+  const RankThreads threads(world);
+  scheduler.start();
+  while (!scheduler.finished()) {
+    const Bytes bytes = world.to_scheduler.take();
+    if (bytes.empty()) return;
+    mailbox.deliver(verified(bytes, "a rank"));
+  }
+}
+
 }  // namespace
 
 LaunchOutcome launch(const LaunchOptions& options, std::vector<Request> requests) {
@@ -180,24 +208,14 @@ LaunchOutcome launch(const LaunchOptions& options, std::vector<Request> requests
   Scheduler scheduler(
       mailbox, limits, [](int, std::span<const int32_t>, FinishReason) {},
       [](int, int, int, int, int) {});
-  LaunchOutcome outcome;
   const size_t num_requests = requests.size();
   for (Request& request : requests) scheduler.submit(std::move(request));
 
-  std::vector<std::thread> threads;
-  for (int rank = 0; rank < world_size; ++rank)
-    threads.emplace_back([&, rank] { rank_thread(world, rank); });
-  scheduler.start();
-  while (!scheduler.finished()) {
-    const Bytes bytes = world.to_scheduler.take();
-    if (bytes.empty()) break;  // a rank has failed
-    mailbox.deliver(verified(bytes, "a rank"));
-  }
-  for (Inbox& inbox : world.to_rank) inbox.put({});
-  for (std::thread& thread : threads) thread.join();
+  run_scheduler(world, mailbox, scheduler);
   for (const std::exception_ptr& error : world.errors)
     if (error) std::rethrow_exception(error);
 
+  LaunchOutcome outcome;
   for (size_t i = 0; i < num_requests; ++i)
     outcome.completions.push_back(scheduler.completion(static_cast<int>(i)));
   outcome.decode_allocations = world.decode_allocations;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "base/error.h"
 
@@ -33,8 +34,9 @@ TEST(CheckReport, ShowsWhichRankHoldsWhichExperts) {
   const std::string report = check_report(tiny(), false);
 
   EXPECT_TRUE(contains(report, "layout   4 ranks = attention DP 4 x TP 1 = experts EP 4 x TP 1"));
-  EXPECT_TRUE(contains(report, "    0     0          0-7          0-3  ")) << report;
-  EXPECT_TRUE(contains(report, "    3     3          0-7        12-15  ")) << report;
+  EXPECT_TRUE(contains(report, "\n    0    0      0-7      0-3 ")) << report;
+  EXPECT_TRUE(contains(report, "\n    3    3      0-7    12-15 ")) << report;
+  EXPECT_TRUE(contains(report, "\nep             4  [0-3] ")) << report;
 }
 
 TEST(CheckReport, SplitsHeadsOverTensorParallelRanks) {
@@ -42,8 +44,10 @@ TEST(CheckReport, SplitsHeadsOverTensorParallelRanks) {
       tiny({"parallel_config.attn_tp_size=2", "parallel_config.moe_tp_size=4"}), false);
 
   EXPECT_TRUE(contains(report, "attention DP 2 x TP 2 = experts EP 1 x TP 4")) << report;
-  EXPECT_TRUE(contains(report, "    1     0          4-7         0-15  ")) << report;
-  EXPECT_TRUE(contains(report, "    2     1          0-3         0-15  ")) << report;
+  EXPECT_TRUE(contains(report, "\n    1    0      4-7     0-15 ")) << report;
+  EXPECT_TRUE(contains(report, "\n    2    1      0-3     0-15 ")) << report;
+  EXPECT_TRUE(contains(report, "\nattn_tp        2  [0-1] [2-3] ")) << report;
+  EXPECT_TRUE(contains(report, "4 of 8 heads\n")) << report;
 }
 
 TEST(CheckReport, CountsTheKvCacheInWholeBlocks) {
@@ -64,9 +68,9 @@ TEST(CheckReport, LeavesOutTheMiddleOfALargeWorld) {
   const std::string report =
       check_report(tiny({"parallel_config.world_size=32", "parallel_config.moe_tp_size=2"}), false);
 
-  EXPECT_TRUE(contains(report, "\n    3     3 ")) << report;
-  EXPECT_TRUE(contains(report, "\n  ...\n   28    28 ")) << report;
-  EXPECT_FALSE(contains(report, "\n    4     4 ")) << report;
+  EXPECT_TRUE(contains(report, "\n    3    3 ")) << report;
+  EXPECT_TRUE(contains(report, "\n  ...\n   28   28 ")) << report;
+  EXPECT_FALSE(contains(report, "\n    4    4 ")) << report;
 }
 
 TEST(CheckReport, ListsWhatIsIgnoredAndWhatRunRefuses) {
@@ -78,17 +82,99 @@ TEST(CheckReport, ListsWhatIsIgnoredAndWhatRunRefuses) {
   EXPECT_FALSE(contains(check_report(tiny(), false), "run cannot do yet"));
 }
 
-TEST(CheckReport, NeedsNoWeightsForRandomOnes) {
+TEST(CheckReport, SaysWhatEachCollectiveMoves) {
+  EXPECT_TRUE(
+      contains(check_report(tiny({"parallel_config.world_size=1"}), false), "traffic  none"));
+
+  // 6 layers; 3 other ranks get a row of 256 values, and a row of 4 byte sums each.
+  const std::string report = check_report(tiny({"parallel_config.attn_tp_size=4"}), false);
+  const auto row = [](const char* what, const char* axis, int layers, int bytes) {
+    return fmt::format("\n{:<15} {:<36} {:<10} {:>5} {:>6} {:>11} {:>11}\n", "attention", what,
+                       axis, 4, layers, bytes, layers * bytes);
+  };
+  EXPECT_TRUE(contains(report, row("all_gather of normed rows", "attn_tp", 6, 3 * 256 * 2)))
+      << report;
+  EXPECT_TRUE(contains(report, row("reduce_scatter of o_proj, fp32", "o_proj_tp", 6, 3 * 256 * 4)))
+      << report;
+}
+
+TEST(CheckReport, NeedsNoCheckpointButWhatIsThereMustFit) {
   const auto directory = std::filesystem::path(testing::TempDir()) / "troupe-check-config-only";
+  std::filesystem::remove_all(directory);
   std::filesystem::create_directories(directory);
-  std::filesystem::copy_file(kSource / "models/tiny-moe/config.json", directory / "config.json",
-                             std::filesystem::copy_options::overwrite_existing);
+  std::filesystem::copy_file(kSource / "models/tiny-moe/config.json", directory / "config.json");
   Config config = tiny();
   config.model.model_path = directory;
 
-  EXPECT_NE(error_of(config, false), "accepted");  // no checkpoint there
+  EXPECT_TRUE(contains(check_report(config, false), "no checkpoint in " + directory.string()));
+  std::ofstream(directory / "model.safetensors.index.json") << R"({"weight_map": {}})";
+  EXPECT_TRUE(contains(error_of(config, false), "is missing"));
   config.model.with_ckpt = false;
   EXPECT_EQ(error_of(config, false), "accepted");
+}
+
+std::filesystem::path model_directory(const std::string& name, const std::string& config) {
+  const auto directory = std::filesystem::path(testing::TempDir()) / ("troupe-check-" + name);
+  std::filesystem::create_directories(directory);
+  std::ofstream(directory / "config.json") << config;
+  return directory;
+}
+
+std::filesystem::path gpt_oss(int num_layers) {
+  return model_directory("gpt-oss", fmt::format(R"({{"model_type": "gpt_oss", "vocab_size": 201088,
+      "hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": {},
+      "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64,
+      "num_local_experts": 128, "experts_per_token": 4, "attention_bias": true,
+      "sliding_window": 128, "swiglu_limit": 7.0, "max_position_embeddings": 131072,
+      "rms_norm_eps": 1e-05, "rope_theta": 150000, "eos_token_id": 200002,
+      "rope_scaling": {{"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+                       "original_max_position_embeddings": 4096, "truncate": false}},
+      "quantization_config": {{"quant_method": "mxfp4"}}}})",
+                                                num_layers));
+}
+
+TEST(CheckReport, GptOssIsLaidOutAndRefusedToRun) {
+  Config config = tiny({"model_config.next_n=0", "parallel_config.world_size=16",
+                        "parallel_config.attn_tp_size=16", "parallel_config.moe_tp_size=8"});
+  config.model.model_path = gpt_oss(36);
+
+  const std::string report = check_report(config, false);
+
+  EXPECT_TRUE(contains(report, "4 of 64 heads, 1 of 8 KV heads")) << report;
+  EXPECT_TRUE(contains(report, "\n    3    0    12-15        1     0-63 ")) << report;
+  EXPECT_TRUE(contains(report, "run cannot do yet:\n  ")) << report;
+  EXPECT_TRUE(contains(report, "model_type gpt_oss can be checked, not run yet")) << report;
+}
+
+// 36 x 128 experts of 3 x 2880 x 2880 4-bit weights with a scale of 8 bits for 32 are 60.9 GB, with
+// bf16 biases 79.6 MB more: 56.8 GiB.
+TEST(CheckReport, GptOssExpertsAreCountedAsTheyAreStored) {
+  Config config = tiny({"model_config.next_n=0", "parallel_config.world_size=8"});
+  config.model.model_path = gpt_oss(36);
+  const double experts = 36.0 * 128 * (3.0 * 2880 * 2880 * 17 / 32 + 2 * 3 * 2880);
+
+  EXPECT_TRUE(
+      contains(check_report(config, false), fmt::format(" {:.2f} GiB", experts / 8 / (1 << 30))))
+      << check_report(config, false);
+}
+
+TEST(CheckReport, QuantisedCheckpointsAreCountedWithEightBits) {
+  std::ifstream file(kSource / "models/tiny-moe/config.json");
+  nlohmann::json json = nlohmann::json::parse(file);
+  Config config = tiny({"model_config.with_ckpt=False"});
+  const std::string fp8 = check_report(config, false);
+  json["quantization_config"] = nlohmann::json::parse(
+      R"({"quant_method": "compressed-tensors", "format": "int-quantized",
+          "config_groups": {"group_0": {"weights": {"num_bits": 8}}}})");
+  config.model.model_path = model_directory("int8", json.dump());
+
+  const std::string int8 = check_report(config, false);
+
+  EXPECT_TRUE(contains(int8, "compressed-tensors (8 bits) can be checked, not run yet")) << int8;
+  const auto rank_0 = [](const std::string& report) {
+    return report.substr(report.find("\n    0 "), 100);
+  };
+  EXPECT_EQ(rank_0(int8), rank_0(fp8));
 }
 
 TEST(CheckReport, AWorldThatDoesNotSuitTheModelIsAnError) {

@@ -10,7 +10,8 @@ namespace {
 using nlohmann::json;
 
 const char* const kCheckpoints[] = {"tests/goldens/ds3-tiny-bf16", "tests/goldens/ds3-tiny-fp8",
-                                    "tests/goldens/ds-v2-lite-tiny", "models/tiny-moe"};
+                                    "tests/goldens/ds-v2-lite-tiny", "tests/goldens/kimi-k2-tiny",
+                                    "models/tiny-moe"};
 
 json valid_json() {
   return json::parse(read_file(source_file("tests/goldens/ds3-tiny-fp8/config.json")));
@@ -89,6 +90,74 @@ TEST(ModelConfig, ReadsDeepseekV2) {
   EXPECT_FALSE(config.gate_has_bias);
 }
 
+TEST(ModelConfig, KimiK2IsDeepseekV3WithItsOwnSizes) {
+  const ModelConfig config = read_model_config(source_file("tests/goldens/kimi-k2-tiny"));
+
+  EXPECT_EQ(config.family, Family::kDeepseekV3);
+  EXPECT_EQ(config.model_type, "kimi_k2");
+  EXPECT_EQ(config.gate.num_experts, 24);
+  EXPECT_EQ(config.gate.num_groups, 1);
+  EXPECT_EQ(config.gate.topk_groups, 1);
+  EXPECT_TRUE(config.gate_has_bias);
+  EXPECT_EQ(config.yarn->beta_fast, 1);
+  EXPECT_EQ(config.yarn->beta_slow, 1);
+  EXPECT_EQ(config.not_runnable, "");
+}
+
+json gpt_oss_json() {
+  return json::parse(R"({"model_type": "gpt_oss", "vocab_size": 320, "hidden_size": 128,
+      "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 8,
+      "num_key_value_heads": 2, "head_dim": 32, "num_local_experts": 16, "num_experts_per_tok": 4,
+      "attention_bias": true, "sliding_window": 16, "max_position_embeddings": 2048,
+      "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+      "rms_norm_eps": 1e-05, "rope_theta": 150000, "eos_token_id": 2, "swiglu_limit": 7.0,
+      "rope_scaling": {"rope_type": "yarn", "factor": 32.0, "truncate": false,
+                       "original_max_position_embeddings": 64},
+      "quantization_config": {"quant_method": "mxfp4"}})");
+}
+
+ModelConfig check(const json& config) {
+  const TemporaryDirectory directory;
+  directory.write("config.json", config.dump());
+  return read_model_config(directory.path(), ModelUse::kCheck);
+}
+
+TEST(ModelConfig, GptOssIsReadToBeCheckedOnly) {
+  const ModelConfig config = check(gpt_oss_json());
+
+  EXPECT_EQ(config.family, Family::kGptOss);
+  EXPECT_EQ(config.num_key_value_heads, 2);
+  EXPECT_EQ(config.v_head_dim, 32);
+  EXPECT_EQ(config.sliding_window, 16);
+  EXPECT_EQ(config.num_sliding_layers, 2);
+  EXPECT_EQ(config.n_routed_experts, 16);
+  EXPECT_EQ(config.moe_intermediate_size, 96);
+  EXPECT_EQ(config.gate.topk, 4);
+  EXPECT_EQ(config.weight_bits, 4);
+  EXPECT_TRUE(config.is_moe_layer(0));
+  EXPECT_CONTAINS(user_error([] { read(gpt_oss_json()); }),
+                  "config.json: model_type gpt_oss can be checked, not run yet;");
+
+  json wrong = gpt_oss_json();
+  wrong["num_key_value_heads"] = 3;
+  EXPECT_CONTAINS(user_error([&] { check(wrong); }), "num_key_value_heads 3 does not divide");
+  wrong = gpt_oss_json();
+  wrong["layer_types"].push_back("full_attention");
+  EXPECT_CONTAINS(user_error([&] { check(wrong); }), "layer_types must be a list");
+}
+
+TEST(ModelConfig, ConvertedCheckpointsAreReadToBeCheckedOnly) {
+  json config = with("/quantization_config", json::parse(R"({"quant_method": "compressed-tensors",
+      "config_groups": {"group_0": {"weights": {"num_bits": 8}}}})"));
+
+  EXPECT_EQ(check(config).weight_bits, 8);
+  EXPECT_FALSE(check(config).fp8_weights);
+  EXPECT_CONTAINS(user_error([&] { read(config); }),
+                  "compressed-tensors (8 bits) can be checked, not run yet");
+  config["quantization_config"]["config_groups"]["group_0"]["weights"]["num_bits"] = 3;
+  EXPECT_CONTAINS(user_error([&] { check(config); }), "config_groups.group_0.weights.num_bits");
+}
+
 TEST(ModelConfig, ReadsQuantisationAndNoYarn) {
   const ModelConfig config = read_model_config(source_file("models/tiny-moe"));
 
@@ -157,8 +226,8 @@ TEST(ModelConfig, EosComesFromGenerationConfigFirst) {
 }
 
 TEST(ModelConfig, WhatIsNotImplementedIsRefusedByName) {
-  EXPECT_CONTAINS(error_with("/model_type", "gpt_oss"),
-                  "model_type 'gpt_oss' is not supported; supported: deepseek_v2, deepseek_v3");
+  EXPECT_CONTAINS(error_with("/model_type", "qwen3_moe"),
+                  "model_type 'qwen3_moe' is not supported; supported: deepseek_v2, deepseek_v3");
   EXPECT_CONTAINS(error_with("/scoring_func", "tanh"), "scoring_func 'tanh'");
   EXPECT_CONTAINS(error_with("/topk_method", "random"), "topk_method 'random'");
   EXPECT_CONTAINS(error_with("/hidden_act", "gelu"), "hidden_act 'gelu'");

@@ -36,9 +36,7 @@ void expect_same_dump(const Dump& a, const Dump& b) {
 // Dumps are compared with this one rank's, everything at its default.
 class SameBits : public testing::TestWithParam<const char*> {
  protected:
-  json config(int world_size) const {
-    return configuration(tiny_moe(), world_size, GetParam());
-  }
+  json config(int world_size) const { return configuration(tiny_moe(), world_size, GetParam()); }
   static Dump dump(const json& configuration) { return Dump(configuration, prompts(), kItems); }
 
   // One rank and `world_size` ranks with `key` of `section` set to each of `settings`.
@@ -123,9 +121,8 @@ class SameTokens : public testing::TestWithParam<Sampling> {
  protected:
   static json config(int world_size = 1) {
     json config = configuration(tiny_moe(), world_size, "bfloat16");
-    config["data_config"] = {{"temperature", GetParam().temperature},
-                             {"top_p", GetParam().top_p},
-                             {"seed", 20260101}};
+    config["data_config"] = {
+        {"temperature", GetParam().temperature}, {"top_p", GetParam().top_p}, {"seed", 20260101}};
     return config;
   }
   static std::vector<Ids> tokens(const json& config) {

@@ -1,5 +1,6 @@
-// How a launch ends when it does not end well: a dead, a stopped or an interrupted process. Whatever
-// happens, the cause is named, no answer looks complete that is not, and nothing is left behind.
+// How a launch ends when it does not end well: a dead, a stopped or an interrupted process.
+// Whatever happens, the cause is named, no answer looks complete that is not, and nothing is left
+// behind.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -33,28 +34,28 @@ class LongJob {
   TroupeProcess& process() { return process_; }
 
   void wait_until_ready() {
-    eventually("the ranks are ready", [&] {
+    process_.wait_until("the ranks are ready", [&] {
       return process_.err_so_far().find("ranks ready") != std::string::npos;
     });
   }
   void wait_for_stage() {
-    if (stage_ == Stage::kLoading) {
-      const int pid = process_.rank_pid(kWorldSize - 1);
-      eventually("the last rank loads", [&] {
-        return proc_file(pid, "maps").find("memfd:troupe-weights") != std::string::npos;
-      });
-      return;
-    }
+    if (stage_ == Stage::kLoading) return wait_until_loading();
     wait_until_ready();
-    if (stage_ == Stage::kDecode)
-      eventually("tokens come", [&] { return process_.out_so_far().size() > 40; });
+    if (stage_ == Stage::kPrefill) {
+      // Every step makes a rank sleep at least once: until the next plan.
+      const int pid = process_.rank_pid(0);
+      const int64_t before = sleeps(pid);
+      process_.wait_until("some steps are done", [&] { return sleeps(pid) > before + 50; });
+    } else {
+      process_.wait_until("tokens come", [&] { return process_.out_so_far().size() > 40; });
+    }
   }
 
   // What a failed rank may be doing in this stage, as a regular expression.
   const char* stage_pattern() const {
     switch (stage_) {
       case Stage::kLoading:
-        return "loading weights.*";
+        return "(starting|loading weights).*";
       case Stage::kPrefill:
         return "(prefill|idle after) step [0-9]+.*";
       case Stage::kDecode:
@@ -75,7 +76,8 @@ class LongJob {
     json model = json::parse(model::read_file(tiny_moe() / "config.json"));
     model.update({{"vocab_size", 64}, {"max_position_embeddings", 65536}});
     if (stage_ == Stage::kLoading)
-      model.update({{"hidden_size", 1024}, {"n_routed_experts", 64}, {"moe_intermediate_size", 512}});
+      model.update(
+          {{"hidden_size", 1024}, {"n_routed_experts", 64}, {"moe_intermediate_size", 512}});
     const std::string model_path = model_.write("config.json", model.dump()).parent_path();
 
     json config = configuration(model_path, kWorldSize, "bfloat16");
@@ -94,6 +96,21 @@ class LongJob {
     else
       words.push_back("--ignore-eos");
     return words;
+  }
+
+  void wait_until_loading() const {
+    for (int rank = 0; rank < kWorldSize; ++rank) {
+      const int pid = process_.rank_pid(rank);
+      process_.wait_until("the rank loads", [&] {
+        return proc_file(pid, "maps").find("memfd:troupe-weights") != std::string::npos;
+      });
+    }
+  }
+
+  static int64_t sleeps(int pid) {
+    const std::string status = proc_file(pid, "status"), key = "\nvoluntary_ctxt_switches:";
+    const size_t found = status.find(key);
+    return found == std::string::npos ? 0 : std::stoll(status.substr(found + key.size()));
   }
 
   Stage stage_;
@@ -154,21 +171,22 @@ TEST_P(KilledRank, EndsTheLaunchWhichNamesItAndLeavesNothing) {
   const Ended ended = job.process().wait();
 
   EXPECT_EQ(ended.status, 3);
-  EXPECT_TRUE(matches(last_line(ended),
-                      fmt::format("troupe: rank {} \\(pid {}\\) was killed by SIGKILL \\(signal 9\\) in {}",
-                                  rank, pid, job.stage_pattern())));
+  EXPECT_TRUE(
+      matches(last_line(ended),
+              fmt::format("troupe: rank {} \\(pid {}\\) was killed by SIGKILL \\(signal 9\\) in {}",
+                          rank, pid, job.stage_pattern())));
   EXPECT_EQ(ended.out.find('\n'), std::string::npos) << "a line ends a complete answer";
   job.expect_nothing_left();
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    While, KilledRank,
-    testing::Combine(testing::Values(Stage::kLoading, Stage::kPrefill, Stage::kDecode),
-                     testing::Values(0, 3)),
-    [](const auto& test) {
-      return fmt::format("{}_rank_{}", stage_name(std::get<0>(test.param)),
-                         std::get<1>(test.param));
-    });
+INSTANTIATE_TEST_SUITE_P(While, KilledRank,
+                         testing::Combine(testing::Values(Stage::kLoading, Stage::kPrefill,
+                                                          Stage::kDecode),
+                                          testing::Values(0, 3)),
+                         [](const auto& test) {
+                           return fmt::format("{}_rank_{}", stage_name(std::get<0>(test.param)),
+                                              std::get<1>(test.param));
+                         });
 
 TEST(RankKilled, WhileSeveralPromptsAreUnderWayLeavesNoAnswer) {
   LongJob job(Stage::kDecode, {{1}, {2}, {3}, {4}, {5}});
@@ -204,7 +222,7 @@ TEST_P(KilledLauncher, TakesItsRanksWithIt) {
   const Ended ended = job.process().wait();
 
   EXPECT_EQ(ended.signal, SIGKILL);
-  eventually("the ranks are gone", [&] { return job.process().processes().empty(); });
+  wait_until("the ranks are gone", [&] { return job.process().processes().empty(); });
   job.expect_nothing_left();
 }
 

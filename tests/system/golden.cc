@@ -60,8 +60,8 @@ double bfloat16_logits_excess(const Golden& golden, const std::vector<RowError>&
   for (const RowError& error : errors) {
     all.push_back(error.relative_l2);
     if (static_cast<int>(all.size()) <= clean_prefix)
-      worst = std::max(worst, error.relative_l2 / golden.tolerance(
-                                                      "bf16", "clean_prefix_" + kind + "_rel_l2"));
+      worst = std::max(
+          worst, error.relative_l2 / golden.tolerance("bf16", "clean_prefix_" + kind + "_rel_l2"));
   }
   std::ranges::nth_element(all, all.begin() + all.size() / 2);
   return std::max(worst, all[all.size() / 2] /
@@ -100,9 +100,8 @@ void compare_routing(const Golden& golden, const model::Tensor& ids, const model
 
 std::vector<RowError> logits_errors(const Golden& golden, const Dump& dump, size_t prompt,
                                     const std::string& kind, const std::string& reference) {
-  return row_errors(
-      dump.tensor(fmt::format("{}.{}", kind, prompt)),
-      golden.tensor(fmt::format("{}.{}", golden.prompts()[prompt].id, reference)));
+  return row_errors(dump.tensor(fmt::format("{}.{}", kind, prompt)),
+                    golden.tensor(fmt::format("{}.{}", golden.prompts()[prompt].id, reference)));
 }
 
 }  // namespace
@@ -162,8 +161,8 @@ Excess bfloat16_excess(const Golden& golden, const Dump& dump, const std::string
   for (size_t i = 0; i < golden.prompts().size(); ++i) {
     const GoldenPrompt& prompt = golden.prompts()[i];
     const auto logits = logits_errors(golden, dump, i, "logits", reference);
-    excess.logits = std::max(
-        excess.logits, bfloat16_logits_excess(golden, logits, prompt.clean_prefix, "logits"));
+    excess.logits = std::max(excess.logits,
+                             bfloat16_logits_excess(golden, logits, prompt.clean_prefix, "logits"));
     if (!golden.has_mtp()) continue;
     const auto mtp = logits_errors(golden, dump, i, "mtp_logits", "mtp_logits");
     excess.mtp_logits =

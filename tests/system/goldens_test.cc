@@ -1,4 +1,4 @@
-// The reference outputs of three random-weight checkpoints, and the continuations of the model that
+// The reference outputs of four random-weight checkpoints, and the continuations of the model that
 // ships with the project: the same numbers whatever the number of ranks.
 #include <gtest/gtest.h>
 
@@ -41,7 +41,7 @@ TEST_P(GoldenModel, ContinuesAsTheReferenceInFloat32) {
     EXPECT_EQ(outputs[i], golden_.prompts()[i].greedy) << golden_.prompts()[i].id;
 }
 
-// For the fp8 checkpoint the reference is "logits" too, the one with exact weights: fp8 codes and
+// For an fp8 checkpoint the reference is "logits" too, the one with exact weights: fp8 codes and
 // scales stay exact in bfloat16 mode, but for kv_b_proj, which is rounded to bf16. "logits_w_bf16"
 // has all weights rounded, and "logits_fp8_act" quantised activations: both route tokens elsewhere.
 TEST_P(GoldenModel, StaysNearTheReferenceInBfloat16) {
@@ -66,7 +66,7 @@ TEST_P(GoldenModel, BeginsAsTheReferenceInBfloat16) {
 
 INSTANTIATE_TEST_SUITE_P(On, GoldenModel,
                          testing::Combine(testing::Values("ds3-tiny-bf16", "ds3-tiny-fp8",
-                                                          "ds-v2-lite-tiny"),
+                                                          "ds-v2-lite-tiny", "kimi-k2-tiny"),
                                           testing::Values(1, 2, 4, 8)),
                          [](const auto& test) {
                            std::string name = fmt::format("{}_{}_ranks", std::get<0>(test.param),

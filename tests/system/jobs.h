@@ -25,7 +25,8 @@ json configuration(const std::filesystem::path& model, int world_size, const std
 // "1,2,3"
 std::string joined(const Ids& ids);
 
-// `--log-level error COMMAND --config FILE [--prompt-ids IDS ...]`, FILE with `config` in `directory`.
+// `--log-level error COMMAND --config FILE [--prompt-ids IDS ...]`, FILE with `config` in
+// `directory`.
 std::vector<std::string> command_line(const std::string& command, const json& config,
                                       const std::vector<Ids>& prompts,
                                       const model::TemporaryDirectory& directory);

@@ -107,7 +107,7 @@ std::vector<int> TroupeProcess::processes() const {
 int TroupeProcess::rank_pid(int rank) const {
   int found = -1;
   const std::string name = fmt::format("troupe-rank{}\n", rank);
-  eventually("the rank has started", [&] {
+  wait_until("the rank has started", [&] {
     const std::vector<int> pids = processes();
     const auto pid = std::ranges::find_if(
         pids, [&](int candidate) { return proc_file(candidate, "comm") == name; });
@@ -115,6 +115,16 @@ int TroupeProcess::rank_pid(int rank) const {
     return found > 0;
   });
   return found;
+}
+
+void TroupeProcess::wait_until(const std::string& what,
+                               const std::function<bool()>& condition) const {
+  system_tests::wait_until(what, [&] {
+    pollfd end{.fd = pidfd_.get(), .events = POLLIN, .revents = 0};
+    if (::poll(&end, 1, 0) == 1)
+      throw std::runtime_error(fmt::format("ended before {}: {}", what, err_so_far()));
+    return condition();
+  });
 }
 
 std::string TroupeProcess::out_so_far() const { return content(out_.get()); }
@@ -145,6 +155,13 @@ std::string proc_file(int pid, const std::string& name) {
   return model::read_file(fmt::format("/proc/{}/{}", pid, name));
 }
 
-void sleep_a_little() { std::this_thread::sleep_for(std::chrono::milliseconds(2)); }
+void wait_until(const std::string& what, const std::function<bool()>& condition) {
+  const auto end = std::chrono::steady_clock::now() + kDeadline;
+  while (!condition()) {
+    if (std::chrono::steady_clock::now() > end)
+      throw std::runtime_error("waited in vain until " + what);
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+}
 
 }  // namespace troupe::system_tests

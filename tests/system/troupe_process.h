@@ -3,6 +3,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -39,6 +40,8 @@ class TroupeProcess {
   std::vector<int> processes() const;
   // The process that calls itself troupe-rankN, once there is one.
   int rank_pid(int rank) const;
+  // Waits until condition() holds; throws, with what it has printed, when it ends before.
+  void wait_until(const std::string& what, const std::function<bool()>& condition) const;
   const std::filesystem::path& temporary_directory() const { return tmp_.path(); }
   std::string out_so_far() const;
   std::string err_so_far() const;
@@ -54,10 +57,6 @@ class TroupeProcess {
   bool reaped_ = false;
 };
 
-// Waits until `condition` holds; false, and a test failure that names it, after kDeadline.
-template <class Condition>
-bool eventually(const char* what, const Condition& condition);
-
 // Runs `troupe arguments...` to its end.
 Ended run_troupe(const std::vector<std::string>& arguments,
                  const TroupeProcess::Environment& environment = {});
@@ -65,19 +64,7 @@ Ended run_troupe(const std::vector<std::string>& arguments,
 // "comm", "maps", ... of a process; "" when it is gone.
 std::string proc_file(int pid, const std::string& name);
 
-void sleep_a_little();
-
-template <class Condition>
-bool eventually(const char* what, const Condition& condition) {
-  const auto end = std::chrono::steady_clock::now() + kDeadline;
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() > end) {
-      ADD_FAILURE() << "waited in vain until " << what;
-      return false;
-    }
-    sleep_a_little();
-  }
-  return true;
-}
+// Waits until condition() holds. After kDeadline it throws, saying what did not happen.
+void wait_until(const std::string& what, const std::function<bool()>& condition);
 
 }  // namespace troupe::system_tests

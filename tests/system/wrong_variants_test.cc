@@ -28,9 +28,7 @@ void set_ones(const std::string&, PlainTensor& tensor) {
   for (size_t i = 0; i < tensor.bytes.size(); i += 2) tensor.bytes.replace(i, 2, "\x80\x3f");
 }
 
-void set_zeros(const std::string&, PlainTensor& tensor) {
-  std::ranges::fill(tensor.bytes, '\0');
-}
+void set_zeros(const std::string&, PlainTensor& tensor) { std::ranges::fill(tensor.bytes, '\0'); }
 
 void swap_column_halves(const std::string&, PlainTensor& tensor) {
   const size_t row = tensor.bytes.size() / static_cast<size_t>(tensor.shape[0]);
@@ -42,8 +40,10 @@ void swap_column_halves(const std::string&, PlainTensor& tensor) {
 // The scales of blocks that the matrix fills in part become those of the blocks before them.
 void use_neighbours_scale(ModelCopy& copy) {
   copy.change_tensors("_scale_inv", [&](const std::string& name, PlainTensor& scales) {
-    const PlainTensor& weight = copy.tensors().at(name.substr(0, name.size() - strlen("_scale_inv")));
-    const auto rows = static_cast<size_t>(scales.shape[0]), cols = static_cast<size_t>(scales.shape[1]);
+    const PlainTensor& weight =
+        copy.tensors().at(name.substr(0, name.size() - strlen("_scale_inv")));
+    const auto rows = static_cast<size_t>(scales.shape[0]),
+               cols = static_cast<size_t>(scales.shape[1]);
     const auto scale = [&](size_t row, size_t col) {
       return scales.bytes.data() + (row * cols + col) * sizeof(float);
     };
@@ -150,12 +150,11 @@ TEST_P(FaithfulCopy, IsTheGolden) {
   EXPECT_EQ(excess.misrouted, 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Of, FaithfulCopy, testing::Values(kV3, kFp8, kV2),
-                         [](const auto& test) {
-                           std::string name = test.param;
-                           std::ranges::replace(name, '-', '_');
-                           return name;
-                         });
+INSTANTIATE_TEST_SUITE_P(Of, FaithfulCopy, testing::Values(kV3, kFp8, kV2), [](const auto& test) {
+  std::string name = test.param;
+  std::ranges::replace(name, '-', '_');
+  return name;
+});
 
 }  // namespace
 }  // namespace troupe::system_tests

@@ -1,0 +1,80 @@
+#include "launcher/launch_sizes.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace troupe::launcher {
+
+Load load_of(const std::vector<actors::Request>& requests, const model::ModelConfig& model) {
+  Load load;
+  for (const actors::Request& request : requests) {
+    const auto prompt = static_cast<int64_t>(request.prompt.size());
+    load.longest_prompt = std::max(load.longest_prompt, prompt);
+    load.longest_sequence =
+        std::max(load.longest_sequence,
+                 std::min(prompt + request.max_new_tokens, model.max_position_embeddings));
+  }
+  return load;
+}
+
+actors::SchedulerLimits scheduler_limits(const Config& config, const model::ModelConfig& model,
+                                         const Load& load, uint8_t observe) {
+  const bool observes_mtp = (observe & static_cast<uint8_t>(msg::Observe::MtpLogits)) != 0;
+  if ((config.model.next_n > 0 || observes_mtp) && model.num_nextn_predict_layers == 0)
+    throw_user_error(
+        "{}: the model has no MTP layer (num_nextn_predict_layers is 0); set "
+        "model_config.next_n to 0{}",
+        (config.model.model_path / "config.json").string(),
+        observes_mtp ? " and do not dump mtp" : "");
+  actors::SchedulerLimits limits;
+  limits.world_size = config.parallel.world_size;
+  limits.attn_tp_size = config.parallel.attn_tp_size;
+  limits.batch_size = config.scheduler.batch_size;
+  const int64_t wished = config.scheduler.max_prefill_tokens > 0
+                             ? config.scheduler.max_prefill_tokens
+                             : kDefaultPrefillTokens;
+  limits.max_prefill_tokens =
+      static_cast<int>(std::min(wished, load.longest_prompt * limits.sequences_per_dp_rank()));
+  limits.num_drafts = config.model.next_n;
+  limits.run_mtp = config.model.next_n > 0 || observes_mtp;
+  limits.max_positions = model.max_position_embeddings;
+  limits.block_size = config.scheduler.block_size;
+  const int64_t positions = load.longest_sequence + limits.num_drafts + 1;
+  limits.blocks_per_dp_rank =
+      (positions + limits.block_size - 1) / limits.block_size * limits.sequences_per_dp_rank();
+  return limits;
+}
+
+msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits& limits,
+                             uint8_t observe) {
+  msg::LaunchT launch;
+  launch.world_size = config.parallel.world_size;
+  launch.comm_buffer_bytes = static_cast<uint64_t>(config.runtime.comm_buffer_mb) << 20;
+  launch.comm_timeout_ms = static_cast<int64_t>(config.runtime.comm_timeout_s * 1000);
+  launch.model_path = config.model.model_path.string();
+  launch.with_ckpt = config.model.with_ckpt;
+  launch.seed = config.data.seed;
+  launch.dtype = config.model.dtype == ComputeType::kFloat32 ? msg::DataType::Float32
+                                                             : msg::DataType::Bfloat16;
+  launch.weights_as_bf16 = config.runtime.weight_format == WeightFormat::kBf16;
+  launch.with_mtp = limits.run_mtp;
+  launch.attn_tp_size = config.parallel.attn_tp_size;
+  launch.dense_tp_size = config.parallel.dense_tp_size;
+  launch.moe_tp_size = config.parallel.moe_tp_size;
+  launch.embed_tp_size = config.parallel.embed_tp_size;
+  launch.lmhead_tp_size = config.parallel.lmhead_tp_size;
+  launch.o_proj_tp_size = config.parallel.o_proj_tp_size;
+  launch.shared_tp_size = config.parallel.shared_tp_size;
+  launch.enable_o_proj_alltoall = config.parallel.enable_o_proj_alltoall;
+  launch.max_rows = limits.max_rows();
+  launch.max_sequences = limits.sequences_per_dp_rank();
+  launch.max_drafts = limits.num_drafts;
+  launch.moe_chunk_max_len = config.model.moe_chunk_max_len;
+  launch.kv_blocks = limits.blocks_per_dp_rank;
+  launch.kv_block_size = limits.block_size;
+  launch.observe = observe;
+  return launch;
+}
+
+}  // namespace troupe::launcher

@@ -1,0 +1,207 @@
+#include "launcher/traffic.h"
+
+#include <algorithm>
+
+namespace troupe::launcher {
+namespace {
+
+constexpr int kFp32 = 4;
+constexpr int kId = 4;
+// What a rank of an attention group has found for a row: a log-probability and a token, padded.
+constexpr int kFoundBytes = 16;
+
+// Ways to choose `count` of `from`.
+double choose(int from, int count) {
+  if (count > from) return 0;
+  double ways = 1;
+  for (int i = 0; i < count; ++i) ways *= static_cast<double>(from - i) / (count - i);
+  return ways;
+}
+
+class Table {
+ public:
+  Table(const model::ModelConfig& model, const model::ParallelLayout& layout, int element,
+        int candidates)
+      : model_(model),
+        layout_(layout),
+        sizes_(layout.sizes()),
+        element_(element),
+        candidates_(candidates),
+        hidden_(static_cast<double>(model.hidden_size)) {
+    for (int i = 0; i < model.num_hidden_layers; ++i) moe_layers_ += model.is_moe_layer(i);
+  }
+
+  std::vector<Traffic> rows() {
+    add_embedding();
+    add_attention();
+    add_mlp("dense MLP", "dense_tp", sizes_.dense_tp_size, model_.num_hidden_layers - moe_layers_);
+    if (moe_layers_ > 0) add_moe();
+    add_logits();
+    return std::move(rows_);
+  }
+
+ private:
+  // Every rank sends `bytes` per token to each other rank of its group.
+  static double to_others(int group_size, double bytes) { return (group_size - 1) * bytes; }
+  // Of `bytes` per token each rank of the group wants an equal part.
+  static double parts_to_others(int group_size, double bytes) {
+    return (group_size - 1) * bytes / group_size;
+  }
+  double row() const { return hidden_ * element_; }
+  double partial_row() const { return hidden_ * kFp32; }
+
+  void add(const Traffic& traffic) {
+    if (traffic.group_size > 1 && traffic.layers > 0) rows_.push_back(traffic);
+  }
+
+  void add_embedding() {
+    const int tp = sizes_.embed_tp_size;
+    constexpr int kTableElement = 2;  // rows travel as they are stored: bf16
+    add({.stage = "embedding",
+         .collective = "all_gather of token ids",
+         .axis = "embed_tp",
+         .group_size = tp,
+         .bytes = to_others(tp, kId)});
+    add({.stage = "embedding",
+         .collective = "all_to_all of table rows",
+         .axis = "embed_tp",
+         .group_size = tp,
+         .bytes = parts_to_others(tp, hidden_ * kTableElement),
+         .is_mean = true});
+  }
+
+  // As AttentionActor::project_output.
+  void add_attention() {
+    const int tp = sizes_.attn_tp_size, o_tp = layout_.o_proj_tp_size();
+    const int layers = model_.num_hidden_layers;
+    add_layers("attention", "all_gather of normed rows", "attn_tp", tp, layers,
+               to_others(tp, row()));
+    if (o_tp != tp) {
+      const auto width = static_cast<double>(model_.num_attention_heads * model_.v_head_dim);
+      add_layers("attention", "all_to_all, heads to rows", "attn_tp", tp, layers,
+                 parts_to_others(tp, width * element_));
+      add_layers("attention", "all_to_all, rows to inputs of o_proj", "o_proj_tp", o_tp, layers,
+                 parts_to_others(o_tp, width * element_));
+    }
+    add_layers("attention", "reduce_scatter of o_proj, fp32", "o_proj_tp", o_tp, layers,
+               to_others(o_tp, partial_row()));
+    add_layers("attention", "all_gather after the last layer", "attn_tp", tp, 1,
+               to_others(tp, row()));
+  }
+
+  void add_layers(std::string_view stage, std::string_view collective, std::string_view axis,
+                  int group_size, int layers, double bytes) {
+    add({.stage = stage,
+         .collective = collective,
+         .axis = axis,
+         .group_size = group_size,
+         .layers = layers,
+         .bytes = bytes});
+  }
+
+  void add_mlp(std::string_view stage, std::string_view axis, int tp, int layers) {
+    add_layers(stage, "all_gather of normed rows", axis, tp, layers, to_others(tp, row()));
+    add_layers(stage, "reduce_scatter of down_proj, fp32", axis, tp, layers,
+               to_others(tp, partial_row()));
+  }
+
+  // Each token of a moe_tp group goes out from every rank of the group, each to its part of the
+  // experts; the parts' sums meet in fp32.
+  void add_moe() {
+    const int tp = sizes_.moe_tp_size, ep = sizes_.moe_ep_size();
+    const int topk = model_.gate.topk;
+    if (model_.n_shared_experts > 0)
+      add_mlp("shared experts", "shared_tp", sizes_.shared_tp_size, moe_layers_);
+    add_layers("experts", "all_gather of rows and expert ids", "moe_tp", tp, moe_layers_,
+               to_others(tp, row() + topk * kId));
+    add_dispatch(tp, ep, topk);
+    add_layers("experts", "reduce_scatter of top-k rows, fp32", "moe_tp", tp, moe_layers_,
+               to_others(tp, topk * partial_row()));
+  }
+
+  void add_dispatch(int tp, int ep, int topk) {
+    const int experts = model_.n_routed_experts;
+    const int ids = std::min(topk, experts / ep);  // room for those of a token on one rank
+    const double others_visited = mean_ranks_visited(model_.gate, ep) * (ep - 1) / ep;
+    add({.stage = "experts",
+         .collective = "dispatch",
+         .axis = "ep",
+         .group_size = ep,
+         .layers = moe_layers_,
+         .bytes = tp * others_visited * (row() + ids * kId),
+         .is_mean = true});
+    add({.stage = "experts",
+         .collective = tp > 1 ? "combine, top-k rows, fp32" : "combine, top-k rows",
+         .axis = "ep",
+         .group_size = ep,
+         .layers = moe_layers_,
+         .bytes = tp * parts_to_others(ep, topk * (tp > 1 ? partial_row() : row())),
+         .is_mean = true});
+  }
+
+  void add_logits() {
+    const int tp = sizes_.lmhead_tp_size, attn_tp = sizes_.attn_tp_size;
+    const auto vocab = static_cast<double>(model_.vocab_size);
+    const double kept = std::min<double>(candidates_, vocab / tp);  // by each rank
+    const auto add_sampled = [&](std::string_view collective, std::string_view axis, int size,
+                                 double bytes) {
+      add({.stage = "LM head",
+           .collective = collective,
+           .axis = axis,
+           .group_size = size,
+           .bytes = bytes,
+           .sampled = true});
+    };
+    add_sampled("all_gather of normed rows", "lmhead_tp", tp, to_others(tp, row()));
+    if (candidates_ == 0)
+      add_sampled("all_to_all of logits, fp32", "lmhead_tp", tp,
+                  parts_to_others(tp, vocab * kFp32));
+    else
+      add_sampled("all_to_all of the best logits, fp32", "lmhead_tp", tp,
+                  to_others(tp, kept * (kFp32 + kId)));
+    add_sampled("all_gather of sampled tokens", "attn_tp", attn_tp,
+                to_others(attn_tp, kFoundBytes));
+  }
+
+  const model::ModelConfig& model_;
+  const model::ParallelLayout& layout_;
+  const model::ParallelSizes& sizes_;
+  int element_, candidates_;
+  double hidden_;
+  int moe_layers_ = 0;
+  std::vector<Traffic> rows_;
+};
+
+}  // namespace
+
+double mean_ranks_visited(const layers::TopkGateConfig& gate, int num_ranks) {
+  const int groups = gate.num_groups, group_size = gate.num_experts / groups;
+  const int own_experts = gate.num_experts / num_ranks;
+  const int own_groups = std::max(1, own_experts / group_size);  // whole ones, or part of one
+  const int open_experts = gate.topk_groups * group_size;        // a token chooses among these
+  double missed = 0;  // the chance that none of a token's experts is on a given rank
+  for (int open = 0; open <= std::min(own_groups, gate.topk_groups); ++open) {
+    const double chance = choose(own_groups, open) *
+                          choose(groups - own_groups, gate.topk_groups - open) /
+                          choose(groups, gate.topk_groups);
+    const int here = open * std::min(own_experts, group_size);
+    missed += chance * choose(open_experts - here, gate.topk) / choose(open_experts, gate.topk);
+  }
+  return num_ranks * (1 - missed);
+}
+
+std::vector<Traffic> token_traffic(const model::ModelConfig& model,
+                                   const model::ParallelLayout& layout, int row_element_bytes,
+                                   int candidates) {
+  return Table(model, layout, row_element_bytes, candidates).rows();
+}
+
+int64_t forward_overhead_bytes(const model::ParallelLayout& layout) {
+  const model::ParallelSizes& sizes = layout.sizes();
+  constexpr int64_t kCount = 4;
+  const int64_t world = layout.uses_tensor_parallelism() ? sizes.world_size - 1 : 0;
+  const int64_t peers = world + (sizes.embed_tp_size - 1) + (sizes.lmhead_tp_size - 1);
+  return sizes.world_size * peers * kCount;
+}
+
+}  // namespace troupe::launcher

@@ -1,0 +1,186 @@
+#include "launcher/traffic.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <numeric>
+
+#include "launcher/config.h"
+#include "launcher/launch.h"
+
+namespace troupe::launcher {
+namespace {
+
+const std::filesystem::path kSource = TROUPE_SOURCE_DIR;
+
+// 2 dense layers and 3 of 8 experts; a row is 20 bytes in bf16, one of all heads 48.
+model::ModelConfig small_model() {
+  model::ModelConfig model;
+  model.vocab_size = 100;
+  model.hidden_size = 10;
+  model.intermediate_size = model.moe_intermediate_size = 16;
+  model.num_hidden_layers = 5;
+  model.first_k_dense_replace = 2;
+  model.num_attention_heads = 8;
+  model.v_head_dim = 3;
+  model.n_routed_experts = 8;
+  model.n_shared_experts = 1;
+  model.gate.num_experts = 8;
+  model.gate.topk = 2;
+  model.gate.num_groups = model.gate.topk_groups = 1;
+  return model;
+}
+
+// "stage: collective" to bytes per token and layer.
+std::map<std::string, double> bytes_of(const model::ParallelSizes& sizes, int candidates = 1) {
+  const model::ModelConfig model = small_model();
+  std::map<std::string, double> result;
+  for (const Traffic& t : token_traffic(model, {sizes, model}, 2, candidates))
+    result[fmt::format("{}: {} x{}", t.stage, t.collective, t.layers)] = t.bytes;
+  return result;
+}
+
+using Bytes = std::map<std::string, double>;
+
+TEST(TokenTraffic, OneRankAndWhatIsNotCutMoveNothing) {
+  EXPECT_EQ(bytes_of({}), Bytes{});
+  EXPECT_EQ(bytes_of({.world_size = 4, .moe_tp_size = 4}).size(), 2u);  // experts alone
+}
+
+TEST(TokenTraffic, EveryAxisMovesWhatAHandCountGives) {
+  const Bytes bytes = bytes_of({.world_size = 8,
+                                .attn_tp_size = 4,
+                                .dense_tp_size = 8,
+                                .moe_tp_size = 2,
+                                .embed_tp_size = 2,
+                                .lmhead_tp_size = 4,
+                                .shared_tp_size = 2});
+
+  const Bytes expected{
+      {"embedding: all_gather of token ids x1", 4},
+      {"embedding: all_to_all of table rows x1", 10},  // half of the rows are elsewhere
+      {"attention: all_gather of normed rows x5", 3 * 20},
+      {"attention: reduce_scatter of o_proj, fp32 x5", 3 * 40},
+      {"attention: all_gather after the last layer x1", 3 * 20},
+      {"dense MLP: all_gather of normed rows x2", 7 * 20},
+      {"dense MLP: reduce_scatter of down_proj, fp32 x2", 7 * 40},
+      {"shared experts: all_gather of normed rows x3", 20},
+      {"shared experts: reduce_scatter of down_proj, fp32 x3", 40},
+      {"experts: all_gather of rows and expert ids x3", 20 + 8},
+      // Of 4 ranks with 2 of 8 experts, 2 experts are on 4 (1 - 6/8 5/7) = 13/7, of which 3/4 are
+      // others; 20 bytes and 2 ids to each, from 2 ranks.
+      {"experts: dispatch x3", 2 * (13.0 / 7) * 0.75 * 28},
+      {"experts: combine, top-k rows, fp32 x3", 2 * 0.75 * 2 * 40},
+      {"experts: reduce_scatter of top-k rows, fp32 x3", 2 * 40},
+      {"LM head: all_gather of normed rows x1", 3 * 20},
+      {"LM head: all_to_all of the best logits, fp32 x1", 3 * 8},
+      {"LM head: all_gather of sampled tokens x1", 3 * 16}};
+  ASSERT_EQ(bytes.size(), expected.size());
+  for (const auto& [what, value] : expected) {
+    ASSERT_TRUE(bytes.contains(what)) << what;
+    EXPECT_DOUBLE_EQ(bytes.at(what), value) << what;
+  }
+}
+
+TEST(TokenTraffic, HeadsBecomeRowsWhereOProjIsCutOtherwise) {
+  Bytes whole = bytes_of({.world_size = 4, .attn_tp_size = 4, .enable_o_proj_alltoall = true});
+  EXPECT_DOUBLE_EQ(whole.at("attention: all_to_all, heads to rows x5"), 0.75 * 48);
+  EXPECT_FALSE(whole.contains("attention: reduce_scatter of o_proj, fp32 x5"));
+
+  Bytes cut = bytes_of({.world_size = 4, .attn_tp_size = 4, .o_proj_tp_size = 2});
+  EXPECT_DOUBLE_EQ(cut.at("attention: all_to_all, heads to rows x5"), 0.75 * 48);
+  EXPECT_DOUBLE_EQ(cut.at("attention: all_to_all, rows to inputs of o_proj x5"), 0.5 * 48);
+  EXPECT_DOUBLE_EQ(cut.at("attention: reduce_scatter of o_proj, fp32 x5"), 40);
+}
+
+TEST(TokenTraffic, AllLogitsOrTheBestOfEachRank) {
+  const model::ParallelSizes sizes{.world_size = 4, .lmhead_tp_size = 4};
+
+  EXPECT_DOUBLE_EQ(bytes_of(sizes, 0).at("LM head: all_to_all of logits, fp32 x1"), 300);
+  EXPECT_DOUBLE_EQ(bytes_of(sizes, 5).at("LM head: all_to_all of the best logits, fp32 x1"),
+                   3 * 5 * 8);
+  // A rank has 25 columns, not 60.
+  EXPECT_DOUBLE_EQ(bytes_of(sizes, 60).at("LM head: all_to_all of the best logits, fp32 x1"),
+                   3 * 25 * 8);
+}
+
+// Counted over all choices of groups and experts.
+TEST(MeanRanksVisited, IsTheMeanOverAllChoices) {
+  for (const int topk_groups : {1, 2, 4}) {
+    for (const int num_ranks : {1, 2, 4, 8}) {
+      int64_t visited = 0, choices = 0;
+      for (unsigned groups = 0; groups < 16; ++groups) {
+        if (std::popcount(groups) != topk_groups) continue;
+        for (int a = 0; a < 8; ++a) {
+          for (int b = a + 1; b < 8; ++b) {
+            if ((groups >> (a / 2) & 1) == 0 || (groups >> (b / 2) & 1) == 0) continue;
+            ++choices;
+            visited += a * num_ranks / 8 == b * num_ranks / 8 ? 1 : 2;
+          }
+        }
+      }
+      layers::TopkGateConfig gate;
+      gate.num_experts = 8;
+      gate.topk = 2;
+      gate.num_groups = 4;
+      gate.topk_groups = topk_groups;
+      EXPECT_NEAR(mean_ranks_visited(gate, num_ranks),
+                  static_cast<double>(visited) / static_cast<double>(choices), 1e-12)
+          << topk_groups << " groups, " << num_ranks << " ranks";
+    }
+  }
+}
+
+// Real ranks of models/tiny-moe read `prompts` prompts of `length` tokens and make one token each.
+struct Measured {
+  double sent = 0, computed = 0;
+};
+Measured measure(std::vector<std::string> overrides, int prompts, int length) {
+  overrides.push_back("model_config.model_path=" + (kSource / "models/tiny-moe").string());
+  overrides.push_back("model_config.next_n=0");
+  overrides.push_back(fmt::format("scheduler_config.batch_size={}", prompts));
+  const Config config = read_config(kSource / "configs/tiny_moe.yaml", overrides);
+  const model::ModelConfig model = model::read_model_config(config.model.model_path);
+  std::vector<actors::Request> requests(prompts);
+  for (int i = 0; i < prompts; ++i) {
+    for (int t = 0; t < length; ++t)  // in turn from both halves of the vocabulary
+      requests[i].prompt.push_back((t % 2) * 2048 + (i * 521 + t * 97) % 2048);
+    requests[i].max_new_tokens = 1;
+  }
+  Measured result;
+  for (const RankFigures& rank : run_launch(config, model, requests, 0, {}).ranks)
+    result.sent += static_cast<double>(rank.bytes_sent);
+
+  const model::ParallelLayout layout(config.parallel, model);
+  result.computed = static_cast<double>(forward_overhead_bytes(layout));
+  for (const Traffic& t : token_traffic(model, layout, 2, 1))
+    result.computed += t.bytes * t.layers * prompts * (t.sampled ? 1 : length);
+  return result;
+}
+
+TEST(TokenTraffic, IsWhatRanksSendWithTensorParallelismInEveryAxis) {
+  const std::vector<std::string> sizes{
+      "parallel_config.attn_tp_size=2",  "parallel_config.dense_tp_size=4",
+      "parallel_config.moe_tp_size=4",   "parallel_config.shared_tp_size=2",
+      "parallel_config.embed_tp_size=2", "parallel_config.lmhead_tp_size=4"};
+  const Measured by_heads = measure(sizes, 4, 16);
+  EXPECT_EQ(by_heads.sent, by_heads.computed);
+
+  std::vector<std::string> turned = sizes;
+  turned.push_back("parallel_config.o_proj_tp_size=4");
+  const Measured by_rows = measure(turned, 4, 16);
+  EXPECT_EQ(by_rows.sent, by_rows.computed);
+  EXPECT_NE(by_rows.sent, by_heads.sent);
+}
+
+// The gate of a trained model has its favourites: near the mean, not equal to it.
+TEST(TokenTraffic, IsNearWhatRanksSendToExperts) {
+  const Measured parts = measure({}, 4, 100);
+  EXPECT_NEAR(parts.sent / parts.computed, 1, 0.1);
+
+  const Measured halves = measure({"parallel_config.moe_tp_size=2"}, 4, 100);
+  EXPECT_NEAR(halves.sent / halves.computed, 1, 0.1);
+}
+
+}  // namespace
+}  // namespace troupe::launcher

@@ -1,0 +1,280 @@
+// What the user gets wrong ends in one line that says what, where and what to do: exit status 2, no
+// output, before any work is done.
+#include <gtest/gtest.h>
+
+#include "tests/system/jobs.h"
+#include "tests/system/model_copy.h"
+
+namespace troupe::system_tests {
+namespace {
+
+namespace fs = std::filesystem;
+using Words = std::vector<std::string>;
+
+// The line that `troupe words...` ends with.
+std::string user_error(const Words& words, const TroupeProcess::Environment& environment = {}) {
+  TroupeProcess process(words, environment);
+  const Ended ended = process.wait();
+  EXPECT_EQ(ended.status, 2) << ended.err;
+  EXPECT_EQ(ended.out, "");
+  const Words lines = ended.error_lines();
+  EXPECT_EQ(lines.size(), 1) << ended.err;
+  EXPECT_TRUE(process.processes().empty());
+  if (lines.empty()) return "";
+  EXPECT_TRUE(lines[0].starts_with("troupe: ")) << lines[0];
+  return lines[0];
+}
+
+Words command(const std::string& name, const json& config,
+              const model::TemporaryDirectory& directory, const Words& more) {
+  Words words = command_line(name, config, {}, directory);
+  words.insert(words.end(), more.begin(), more.end());
+  return words;
+}
+
+json tiny_config() { return configuration(tiny_moe(), 2, "bfloat16"); }
+
+// Of `troupe run`.
+std::string run_error(const json& config, const Words& more = {"--prompt-ids", "1,2"},
+                      const TroupeProcess::Environment& environment = {}) {
+  const model::TemporaryDirectory directory;
+  return user_error(command("run", config, directory, more), environment);
+}
+
+std::string run_error_of(ModelCopy& copy) {
+  return run_error(configuration(copy.write(), 2, "bfloat16"));
+}
+
+// ---- checkpoints ------------------------------------------------------------------------------
+
+TEST(Checkpoint, ThatIsCutShortIsNamed) {
+  const fs::path golden = golden_directory("ds3-tiny-fp8");
+  const model::TemporaryDirectory copy;
+  fs::copy(golden, copy.path());
+  const fs::path shard = copy.path() / "model-00002-of-00003.safetensors";
+  fs::resize_file(shard, fs::file_size(shard) - 100);
+
+  const std::string error = run_error(configuration(copy.path(), 2, "bfloat16"));
+
+  EXPECT_CONTAINS(error, shard.string());
+}
+
+TEST(Checkpoint, WithoutATensorSaysWhichIsMissing) {
+  ModelCopy copy(golden_directory("ds3-tiny-bf16"));
+  const std::string name = "model.layers.1.mlp.experts.5.up_proj.weight";
+  copy.tensors().erase(name);
+
+  const std::string error = run_error_of(copy);
+
+  EXPECT_CONTAINS(error, copy.directory().path().string());
+  EXPECT_CONTAINS(error, name);
+}
+
+TEST(Checkpoint, WithATensorOfAnotherShapeSaysBothShapes) {
+  ModelCopy copy(golden_directory("ds3-tiny-bf16"));
+  const std::string name = "model.layers.2.self_attn.o_proj.weight";  // [128, 256]
+  std::ranges::reverse(copy.tensors().at(name).shape);
+
+  const std::string error = run_error_of(copy);
+
+  EXPECT_CONTAINS(error, name);
+  EXPECT_CONTAINS(error, "[128, 256]");
+  EXPECT_CONTAINS(error, "[256, 128]");
+}
+
+TEST(Checkpoint, WithValuesThatOnlyARankReadsIsTheUsersErrorToo) {
+  ModelCopy copy(golden_directory("ds3-tiny-fp8"));
+  const std::string name = "model.layers.1.mlp.experts.5.up_proj.weight";
+  copy.tensors().at(name).bytes[77] = '\x7f';  // NaN
+
+  const std::string error = run_error_of(copy);
+
+  EXPECT_CONTAINS(error, name);
+  EXPECT_CONTAINS(error, "NaN at [0, 77]");
+}
+
+TEST(ModelDirectory, ThatIsMissingIsNamed) {
+  const std::string error = run_error(configuration("/no/such/model", 2, "bfloat16"));
+
+  EXPECT_CONTAINS(error, "/no/such/model/config.json");
+}
+
+TEST(ModelConfig, WithAnImpossibleValueNamesFileAndKey) {
+  ModelCopy copy(golden_directory("ds3-tiny-bf16"));
+  copy.config["topk_method"] = "random";
+
+  const std::string error = run_error_of(copy);
+
+  EXPECT_CONTAINS(error, (copy.directory().path() / "config.json").string());
+  EXPECT_CONTAINS(error, "topk_method");
+  EXPECT_CONTAINS(error, "noaux_tc");
+}
+
+// ---- configurations ---------------------------------------------------------------------------
+
+TEST(Configuration, ThatIsMissingIsNamed) {
+  EXPECT_CONTAINS(user_error({"run", "--config", "/no/such.yaml", "--prompt-ids", "1"}),
+                  "/no/such.yaml");
+}
+
+TEST(Configuration, WithAnUnknownKeyNamesTheNearestOne) {
+  json config = tiny_config();
+  config["scheduler_config"]["batch_sise"] = 4;
+
+  const std::string error = run_error(config);
+
+  EXPECT_CONTAINS(error, "config.json:1: scheduler_config.batch_sise");
+  EXPECT_CONTAINS(error, "did you mean batch_size?");
+}
+
+TEST(Configuration, ThatThisVersionCannotRunIsRefusedByName) {
+  json config = tiny_config();
+  config["parallel_config"]["cp_size"] = 2;
+
+  EXPECT_CONTAINS(run_error(config), "--set parallel_config.cp_size=1");
+}
+
+TEST(Configuration, WithRanksThatDoNotDivideTheExpertsSaysWhatWould) {
+  json config = tiny_config();
+  config["parallel_config"]["world_size"] = 3;
+
+  const std::string error = run_error(config);
+
+  EXPECT_CONTAINS(error, "16 experts");
+  EXPECT_CONTAINS(error, "1, 2, 4, 8, 16");
+}
+
+TEST(Configuration, WithDraftsOfAModelWithoutMtpLayerNamesTheKey) {
+  json config = configuration(golden_directory("ds-v2-lite-tiny"), 2, "bfloat16");
+  config["model_config"]["next_n"] = 1;
+
+  const std::string error = run_error(config);
+
+  EXPECT_CONTAINS(error, "ds-v2-lite-tiny/config.json");
+  EXPECT_CONTAINS(error, "model_config.next_n");
+}
+
+TEST(Configuration, OfAnUnknownInstructionSetListsTheKnown) {
+  const std::string error =
+      run_error(tiny_config(), {"--prompt-ids", "1"}, {{"TROUPE_ISA", "nonsense"}});
+
+  EXPECT_CONTAINS(error, "TROUPE_ISA=nonsense");
+  EXPECT_CONTAINS(error, "scalar, avx2 or avx512");
+}
+
+// ---- command lines ----------------------------------------------------------------------------
+
+TEST(CommandLine, WithoutConfigAsksForIt) {
+  EXPECT_CONTAINS(user_error({"run", "--prompt-ids", "1"}), "--config");
+}
+
+TEST(CommandLine, WithAnUnknownOptionNamesIt) {
+  EXPECT_CONTAINS(run_error(tiny_config(), {"--prompt-ids", "1", "--fast"}), "--fast");
+}
+
+TEST(CommandLine, WithoutPromptSaysHowToGiveOne) {
+  const std::string error = run_error(tiny_config(), {});
+
+  EXPECT_CONTAINS(error, "--prompt TEXT");
+  EXPECT_CONTAINS(error, "data_config.dataset_path");
+}
+
+TEST(CommandLine, WithUnknownDumpItemsListsTheKnown) {
+  const model::TemporaryDirectory directory;
+  const std::string dump = directory.path() / "dump.safetensors";
+
+  const std::string error =
+      user_error(command("score", tiny_config(), directory,
+                         {"--prompt-ids", "1", "--dump", dump, "--dump-items", "logits,routing"}));
+
+  EXPECT_CONTAINS(error, "routing");
+  EXPECT_CONTAINS(error, "logits, router, mtp");
+  EXPECT_FALSE(fs::exists(dump));
+}
+
+TEST(CommandLine, WithAReportThatCannotBeWrittenFailsBeforeTheRun) {
+  EXPECT_CONTAINS(run_error(tiny_config(), {"--prompt-ids", "1", "--json", "/no/such/report.json"}),
+                  "/no/such/report.json");
+}
+
+// ---- prompts ----------------------------------------------------------------------------------
+
+TEST(Prompt, WithATokenOutsideTheVocabularyNamesBoth) {
+  const std::string error =
+      run_error(tiny_config(), {"--prompt-ids", "1,2", "--prompt-ids", "7,4096"});
+
+  EXPECT_CONTAINS(error, "prompt 1");
+  EXPECT_CONTAINS(error, "4096");
+  EXPECT_CONTAINS(error, "0 .. 4095");
+}
+
+TEST(Prompt, OfIdsThatAreNoNumbersShowsThem) {
+  for (const char* ids : {"1,x", "1,,2", "", "3,-1", "1;2", "99999999999"}) {
+    SCOPED_TRACE(ids);
+    EXPECT_CONTAINS(run_error(tiny_config(), {"--prompt-ids", ids}), fmt::format("\"{}\"", ids));
+  }
+}
+
+TEST(Prompt, WithoutAnyTokenIsRefused) {
+  const model::TemporaryDirectory copy;
+  fs::copy(tiny_moe(), copy.path());
+  json tokenizer = json::parse(model::read_file(tiny_moe() / "tokenizer_config.json"));
+  tokenizer["add_bos_token"] = false;  // with it an empty text is one token
+  copy.write("tokenizer_config.json", tokenizer.dump());
+
+  const std::string error = run_error(configuration(copy.path(), 2, "bfloat16"), {"--prompt", ""});
+
+  EXPECT_CONTAINS(error, "prompt 0");
+  EXPECT_CONTAINS(error, "must not be empty");
+}
+
+TEST(Prompt, LongerThanTheModelReadsSaysBothLengths) {
+  const std::string error = run_error(tiny_config(), {"--prompt-ids", joined(Ids(2049, 7))});
+
+  EXPECT_CONTAINS(error, "2049");
+  EXPECT_CONTAINS(error, "max_position_embeddings 2048");
+}
+
+TEST(Prompt, ThatIsNotUtf8SaysWhere) {
+  EXPECT_CONTAINS(run_error(tiny_config(), {"--prompt", "One \xff"}), "not UTF-8 at byte 4");
+}
+
+TEST(Prompt, OfAModelWithoutTokenizerAsksForIds) {
+  const json config = configuration(golden_directory("ds3-tiny-bf16"), 2, "bfloat16");
+
+  EXPECT_CONTAINS(run_error(config, {"--prompt", "Once"}), "--prompt-ids");
+}
+
+TEST(PromptFile, ThatIsNoJsonIsNamed) {
+  const model::TemporaryDirectory directory;
+  const std::string file = directory.write("prompts.json", "Once upon a time");
+
+  EXPECT_CONTAINS(run_error(tiny_config(), {"--prompt-file", file}), file);
+}
+
+TEST(PromptFile, WithAnEntryThatIsNoTextSaysWhich) {
+  const model::TemporaryDirectory directory;
+  const std::string file = directory.write("prompts.json", R"(["Once", {"txt": "upon"}])");
+
+  EXPECT_CONTAINS(run_error(tiny_config(), {"--prompt-file", file}), file + ": prompt 1");
+}
+
+// ---- and when nothing is wrong ----------------------------------------------------------------
+
+TEST(CleanEnd, PrintsNothingToStderrAtLogLevelErrorWhereverThatIsWritten) {
+  const model::TemporaryDirectory directory;
+  const Words words = command("run", tiny_config(), directory, {"--prompt", "Once upon a time"});
+  Words after{words.begin() + 2, words.end()};  // without --log-level error
+  after.insert(after.begin() + 1, {"--log-level", "error"});
+
+  for (const Words& line : {words, after}) {
+    const Ended ended = run_troupe(line);
+
+    EXPECT_EQ(ended.status, 0);
+    EXPECT_EQ(ended.err, "");
+    EXPECT_CONTAINS(ended.out, "there was a little girl named Lily.");
+  }
+}
+
+}  // namespace
+}  // namespace troupe::system_tests

@@ -1,0 +1,173 @@
+// The same bits on every parallel layout: logits, routing and draft logits of `troupe score`,
+// tokens of `troupe run` without drafts and with them, `troupe verify`.
+//
+// The layouts cover all pairs of settings of parallel_config. The ordinary run takes the first few
+// and one combination of drafts and sampling each (most of them in float32, where no rounding hides
+// a difference); ./test.sh --layouts takes all: it sets TROUPE_ALL_LAYOUTS=1.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+#include "tests/system/layout_case.h"
+#include "tests/system/model_copy.h"
+
+namespace troupe::system_tests {
+namespace {
+
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+constexpr size_t kQuickLayouts = 12, kFewLayouts = 4;
+
+bool all_layouts() { return std::getenv("TROUPE_ALL_LAYOUTS") != nullptr; }
+
+std::vector<Layout> layouts(size_t quick) {
+  std::vector<Layout> layouts = pairwise_layouts();
+  if (!all_layouts()) layouts.resize(quick);
+  return layouts;
+}
+
+TEST(Layouts, CoverEveryPairOfSettings) {
+  const std::vector<Layout> layouts = pairwise_layouts();
+
+  EXPECT_GE(layouts.size(), 40u);
+  for (const Layout& layout : layouts) EXPECT_TRUE(is_possible(layout)) << to_string(layout);
+  for (const SettingPair& pair : possible_pairs())
+    EXPECT_TRUE(std::ranges::any_of(layouts, [&](const Layout& l) { return has(l, pair); }))
+        << axes()[pair.first.first].key << " " << pair.first.second << " with "
+        << axes()[pair.second.first].key << " " << pair.second.second;
+}
+
+TEST(Layouts, OfTheQuickRunUseEverySettingOnce) {
+  const std::vector<Layout> all = pairwise_layouts();
+  for (size_t axis = 0; axis < axes().size(); ++axis)
+    for (const int value : axes()[axis].values)
+      EXPECT_TRUE(std::any_of(all.begin(), all.begin() + kQuickLayouts,
+                              [&](const Layout& layout) { return layout[axis] == value; }))
+          << axes()[axis].key << " " << value;
+}
+
+void expect_same_bits(OneRank& one_rank, const std::vector<Layout>& layouts) {
+  for (size_t i = 0; i < layouts.size(); ++i) {
+    SCOPED_TRACE(to_string(layouts[i]));
+    EXPECT_THAT(one_rank.differing_tensors(layouts[i]), IsEmpty());
+    const int combinations = one_rank.max_next_n() + 1;
+    for (int next_n = 0; next_n < combinations; ++next_n) {
+      if (!all_layouts() && next_n != static_cast<int>(i) % combinations) continue;
+      EXPECT_TRUE(one_rank.same_tokens(layouts[i], next_n)) << "next_n " << next_n;
+    }
+  }
+}
+
+struct Subject {
+  std::string name;
+  std::function<LayoutCase()> make;
+  size_t quick_layouts = kFewLayouts;
+};
+
+std::ostream& operator<<(std::ostream& out, const Subject& subject) { return out << subject.name; }
+
+class LayoutMatrix : public testing::TestWithParam<Subject> {};
+
+TEST_P(LayoutMatrix, HasTheBitsOfOneRank) {
+  OneRank one_rank(GetParam().make());
+
+  expect_same_bits(one_rank, layouts(GetParam().quick_layouts));
+}
+
+std::vector<Subject> subjects() {
+  std::vector<Subject> all;
+  for (const std::string dtype : {"bfloat16", "float32"}) {
+    all.push_back({"tiny_moe_" + dtype, [=] { return tiny_moe_case(dtype); },
+                   dtype == "float32" ? kQuickLayouts : kFewLayouts});
+    for (const std::string golden : {"ds3-tiny-bf16", "ds3-tiny-fp8", "ds-v2-lite-tiny"}) {
+      std::string name = golden + "_" + dtype;
+      std::ranges::replace(name, '-', '_');
+      all.push_back({name, [=] { return golden_case(golden, dtype); }});
+    }
+  }
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Of, LayoutMatrix, testing::ValuesIn(subjects()),
+                         [](const auto& test) { return test.param.name; });
+
+// A model directory with a config.json alone, its widths changed.
+class OddWidths : public testing::TestWithParam<const char*> {
+ protected:
+  std::filesystem::path model(const json& changes) const {
+    json config = json::parse(model::read_file(golden_directory("ds3-tiny-bf16") / "config.json"));
+    config.update({{"intermediate_size", 264}, {"vocab_size", 333}, {"v_head_dim", 20}});
+    config.update(changes);
+    directory_.write("config.json", config.dump());
+    return directory_.path();
+  }
+  static Layout evenly(int size) {
+    const int heads = std::min(size, 8);
+    return {size, heads, size, size, size, size, size, heads, 0};
+  }
+
+  model::TemporaryDirectory directory_;
+};
+
+TEST_P(OddWidths, NeedNotBeDividedBySixteen) {
+  for (const int width : {40, 72}) {
+    SCOPED_TRACE(fmt::format("moe_intermediate_size {}", width));
+    OneRank one_rank(random_weights_case(model({{"moe_intermediate_size", width}}), GetParam()));
+
+    expect_same_bits(one_rank, {evenly(2), evenly(4), evenly(8), evenly(16)});
+  }
+}
+
+// Sizes that do not divide 16: other bits, near the same logits.
+TEST_P(OddWidths, RunOnThreeSixAndTwelveRanks) {
+  const double tolerance = std::string(GetParam()) == "float32" ? 1e-4 : 0.3;
+  const auto directory = model({{"num_attention_heads", 12}, {"num_key_value_heads", 12}});
+  const OneRank one_rank(random_weights_case(directory, GetParam()));
+  for (const int size : {3, 6, 12}) {
+    SCOPED_TRACE(fmt::format("{} ranks", size));
+    const Layout layout{size, size, size, size, size, size, size, size, 0};
+    const json config = with_layout(one_rank.layout_case().config, layout);
+
+    EXPECT_LE(one_rank.logits_difference(config), tolerance);
+
+    const model::TemporaryDirectory files;
+    const Ended verified = run_troupe(command_line("verify", config, {}, files));
+    EXPECT_EQ(verified.status, 0) << verified.out << verified.err;
+    EXPECT_THAT(verified.out, HasSubstr("bits are not promised"));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(In, OddWidths, testing::Values("bfloat16", "float32"),
+                         [](const auto& test) { return test.param; });
+
+class Verify : public testing::TestWithParam<Subject> {};
+
+TEST_P(Verify, FindsEveryOperationIdentical) {
+  const LayoutCase subject = GetParam().make();
+  for (const Layout& layout : {Layout{4, 4, 2, 4, 2, 4, 4, 1, 0}, Layout{8, 4, 4, 2, 8, 2, 8, 2, 1},
+                               Layout{16, 1, 1, 1, 1, 1, 1, 1, 0}}) {
+    SCOPED_TRACE(to_string(layout));
+    const model::TemporaryDirectory files;
+
+    const Ended ended =
+        run_troupe(command_line("verify", with_layout(subject.config, layout), {}, files));
+
+    EXPECT_EQ(ended.status, 0) << ended.out << ended.err;
+    EXPECT_THAT(ended.out, HasSubstr("identical: "));
+    EXPECT_THAT(ended.out, HasSubstr(fmt::format("world {} ", layout[0])));
+    EXPECT_THAT(ended.out, HasSubstr("= world 1\n"));
+    EXPECT_EQ(ended.err, "");
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Of, Verify,
+    testing::Values(Subject{"tiny_moe", [] { return tiny_moe_case("bfloat16"); }},
+                    Subject{"ds_v2_lite_tiny",
+                            [] { return golden_case("ds-v2-lite-tiny", "float32"); }}),
+    [](const auto& test) { return test.param.name; });
+
+}  // namespace
+}  // namespace troupe::system_tests
