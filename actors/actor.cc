@@ -21,7 +21,7 @@ namespace {
 // elements; these are the only ones wider than the length. An empty vector is not aligned.
 bool log_probs_are_aligned(const msg::Envelope& envelope) {
   const auto* done = envelope.body_as_StepDone();
-  return done == nullptr || done->log_probs() == nullptr || done->log_probs()->empty() ||
+  return done == nullptr || done->log_probs() == nullptr || done->log_probs()->size() == 0 ||
          reinterpret_cast<uintptr_t>(done->log_probs()->data()) % alignof(double) == 0;
 }
 

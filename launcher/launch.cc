@@ -248,14 +248,21 @@ class Launch {
     }
     // Ranks report a missing peer themselves at the limit; this speaks when none of them can.
     if (now - last_progress_ < milliseconds(launch_.comm_timeout_ms) + kPollInterval * 20) return;
-    std::string who;
-    for (int rank = 0; rank < limits_.world_size; ++rank)
-      who += fmt::format("{}rank {}: {}", rank == 0 ? "" : "; ", rank,
-                         comm::describe(arena_->snapshot(rank)));
-    fail_with(
-        fmt::format("no rank made progress for {:.1f} s ({}); on a loaded machine raise "
-                    "runtime_config.comm_timeout_s",
-                    std::chrono::duration<double>(now - last_progress_).count(), who));
+    fail_with(fmt::format(
+        "no rank made progress for {:.1f} s: {}; on a loaded machine raise "
+        "runtime_config.comm_timeout_s",
+        std::chrono::duration<double>(now - last_progress_).count(), describe_stalled_ranks()));
+  }
+
+  // What they are doing; an idle rank has done its part when there is one that has not.
+  std::string describe_stalled_ranks() const {
+    std::string busy, idle;
+    for (int rank = 0; rank < limits_.world_size; ++rank) {
+      const comm::ActivitySnapshot now = arena_->snapshot(rank);
+      std::string& ranks = now.stage == comm::Stage::kIdle ? idle : busy;
+      ranks += fmt::format("{}rank {} in {}", ranks.empty() ? "" : "; ", rank, comm::describe(now));
+    }
+    return busy.empty() ? idle : busy;
   }
 
   std::string exit_cause(const RankExit& exit) {

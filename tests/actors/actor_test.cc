@@ -134,6 +134,15 @@ TEST_F(MailboxTest, MoreMessagesThanTheQueueHoldsAreAnErrorNotAnOverwrite) {
   EXPECT_THROW(mailbox_.deliver(envelope_of(plan_of_step(0))), std::logic_error);
 }
 
+TEST_F(MailboxTest, AMessageBeingHandledStillFillsItsPlaceInTheQueue) {
+  Scripted moe(mailbox_, msg::ActorKind::Moe, log_);
+  moe.after_plan = {{msg::ActorKind::Moe, 100}};
+  for (int layer = 0; layer < 8; ++layer)
+    moe.after_layer[100].push_back({msg::ActorKind::Moe, layer});
+
+  EXPECT_THROW(mailbox_.deliver(envelope_of(plan_of_step(0))), std::logic_error);
+}
+
 TEST_F(MailboxTest, AMessageToAnActorWhoIsNotHereIsAnErrorThatNamesBoth) {
   Scripted attention(mailbox_, msg::ActorKind::Attention, log_);
   attention.after_plan = {{msg::ActorKind::Mtp, 0}};

@@ -90,7 +90,8 @@ TEST(RankActors, TensorParallelSizesChangeNoToken) {
   const std::vector<model::ParallelSizes> layouts = {
       {.world_size = 2, .attn_tp_size = 2, .moe_tp_size = 2, .lmhead_tp_size = 2},
       {.world_size = 4, .attn_tp_size = 2, .dense_tp_size = 4, .embed_tp_size = 2},
-      {.world_size = 4, .moe_tp_size = 2, .o_proj_tp_size = 4, .shared_tp_size = 2}};
+      {.world_size = 4, .moe_tp_size = 2, .o_proj_tp_size = 4, .shared_tp_size = 2},
+      {.world_size = 4, .attn_tp_size = 4, .o_proj_tp_size = 4, .enable_o_proj_alltoall = true}};
   for (const model::ParallelSizes& sizes : layouts) {
     SCOPED_TRACE(fmt::format("{} ranks, attn_tp {}, moe_tp {}", sizes.world_size,
                              sizes.attn_tp_size, sizes.moe_tp_size));

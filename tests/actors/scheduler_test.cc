@@ -363,12 +363,13 @@ TEST(Scheduler, ShowsEachRankOfAnAttentionGroupItsSliceOfTheRows) {
 
 TEST(Scheduler, AsksForAsManyCandidatesAsAnySequenceCanNeed) {
   const Request greedy = request(2, 9);
-  Request top_5 = greedy, top_40 = greedy, any = greedy;
+  Request greedy_of_50 = greedy, top_5 = greedy, top_40 = greedy, any = greedy;
+  greedy_of_50.top_k = 50;
   for (Request* r : {&top_5, &top_40, &any}) r->temperature = 1;
   top_5.top_k = 5;
   top_40.top_k = 40;
 
-  EXPECT_EQ(FakeRanks(one_rank(), {greedy}).plan(0).candidates, 1);
+  EXPECT_EQ(FakeRanks(one_rank(), {greedy, greedy_of_50}).plan(0).candidates, 1);
   EXPECT_EQ(FakeRanks(ranks(2, 2), {top_5, top_40}).plan(0).candidates, 40);
   EXPECT_EQ(FakeRanks(one_rank(), {greedy, any, top_5}).plan(0).candidates, 0);
   EXPECT_EQ(FakeRanks(one_rank(), {observed(2, 0, msg::Observe::Logits)}).plan(0).candidates, 0);

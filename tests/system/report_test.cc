@@ -58,7 +58,9 @@ TEST(Report, HasOneOutputPerPromptInTheOrderGiven) {
   for (size_t i = 0; i < texts().size(); ++i) {
     EXPECT_EQ(outputs[i].at("prompt"), texts()[i]);
     EXPECT_EQ(outputs[i].at("prompt_ids"), tokenize("--text", texts()[i]));
-    EXPECT_EQ(outputs[i].at("text"), tokenize("--ids", joined(outputs[i].at("output_ids"))));
+    Ids said = outputs[i].at("output_ids");
+    if (outputs[i].at("finish_reason") == "stop") said.pop_back();  // no text
+    EXPECT_EQ(outputs[i].at("text"), tokenize("--ids", joined(said)));
     printed += outputs[i].at("text").get<std::string>() + "\n";
   }
   EXPECT_EQ(run.ended.out, printed);
