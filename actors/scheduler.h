@@ -68,7 +68,9 @@ struct SchedulerLimits {
 
   int dp_size() const { return world_size / attn_tp_size; }
   int sequences_per_dp_rank() const { return (batch_size + dp_size() - 1) / dp_size(); }
-  int max_rows() const { return max_prefill_tokens + sequences_per_dp_rank() * (1 + num_drafts); }
+  int max_rows() const {
+    return max_prefill_tokens + sequences_per_dp_rank() * (1 + num_drafts);
+  }
 };
 
 class Scheduler final : public Actor {

@@ -31,7 +31,8 @@ class ShardedLogits {
   }
 
  private:
-  static constexpr int kLogitRows = 8;  // own rows held at once: bounds memory at large vocabularies
+  // Own rows of logits held at once: bounds memory at large vocabularies.
+  static constexpr int kLogitRows = 8;
 
   int32_t most_picks(int32_t own_picks);
   // The logits of picks [first, first + kLogitRows), as far as there are any.

@@ -98,7 +98,7 @@ class Report {
     if (sizes.cp_size > 1) line("         CP {}: a prompt's tokens are cut too", sizes.cp_size);
   }
 
-  // Greedy decoding: one candidate of each rank's logits.
+  // The best logit of each rank where decoding is greedy, its top_k, or all of them.
   void write_traffic() {
     const bool is_float32 = config_.model.dtype == ComputeType::kFloat32;
     const bool all = config_.data.temperature > 0 && config_.data.top_k == 0;

@@ -176,7 +176,7 @@ class Launch {
       return;
     }
     if (const auto* failed = envelope.body_as_Failed()) {
-      // When another failed first, this is a consequence: that one's own message, or end, comes too.
+      // When another failed first this is a consequence: that one's own message or end comes too.
       const int first = arena_->first_failed_rank();
       if (first >= 0 && first != rank) return;
       if (failed->user_error()) throw_after_stop<UserError>(failed->what()->str());

@@ -5,7 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <set>
+#include <map>
+#include <span>
 
 namespace troupe::system_tests {
 namespace {

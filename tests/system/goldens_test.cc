@@ -2,7 +2,7 @@
 // ships with the project: the same numbers whatever the number of ranks.
 #include <gtest/gtest.h>
 
-#include <numeric>
+#include <algorithm>
 
 #include "tests/system/golden.h"
 #include "tests/system/model_copy.h"

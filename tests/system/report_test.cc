@@ -1,7 +1,10 @@
 // What `troupe run --json` and `troupe score --json` report, against what can be told from outside.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <set>
+#include <span>
 
 #include "tests/system/jobs.h"
 

@@ -3,6 +3,7 @@
 // the program itself is the one that ships.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 
