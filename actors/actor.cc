@@ -61,24 +61,36 @@ void Actor::not_heard() const {
 void Actor::receive(const msg::Envelope& envelope) {
   current_ = &envelope;
   switch (envelope.body_type()) {  // no default: the compiler names a message nobody handles
-    case msg::Body::StepPlan: return on(*envelope.body_as_StepPlan());
-    case msg::Body::StepDone: return on(*envelope.body_as_StepDone(), envelope.from()->rank());
-    case msg::Body::ForwardLayers: return on(*envelope.body_as_ForwardLayers(), *envelope.from());
-    case msg::Body::LayersDone: return on(*envelope.body_as_LayersDone());
-    case msg::Body::FeedForward: return on(*envelope.body_as_FeedForward());
-    case msg::Body::FeedForwardDone: return on(*envelope.body_as_FeedForwardDone());
-    case msg::Body::Verified: return on(*envelope.body_as_Verified());
-    case msg::Body::DraftRows: return on(*envelope.body_as_DraftRows());
-    case msg::Body::DraftTokens: return on(*envelope.body_as_DraftTokens());
-    case msg::Body::Drafted: return on(*envelope.body_as_Drafted());
-    case msg::Body::Hello:  // of the processes, not of actors: rank.h and launcher/launch.h hear them
+    case msg::Body::StepPlan:
+      return on(*envelope.body_as_StepPlan());
+    case msg::Body::StepDone:
+      return on(*envelope.body_as_StepDone(), envelope.from()->rank());
+    case msg::Body::ForwardLayers:
+      return on(*envelope.body_as_ForwardLayers(), *envelope.from());
+    case msg::Body::LayersDone:
+      return on(*envelope.body_as_LayersDone());
+    case msg::Body::FeedForward:
+      return on(*envelope.body_as_FeedForward());
+    case msg::Body::FeedForwardDone:
+      return on(*envelope.body_as_FeedForwardDone());
+    case msg::Body::Verified:
+      return on(*envelope.body_as_Verified());
+    case msg::Body::DraftRows:
+      return on(*envelope.body_as_DraftRows());
+    case msg::Body::DraftTokens:
+      return on(*envelope.body_as_DraftTokens());
+    case msg::Body::Drafted:
+      return on(*envelope.body_as_Drafted());
+    case msg::Body::Hello:  // of the processes, not of actors: rank.h and launcher/launch.h hear
+                            // them
     case msg::Body::Launch:
     case msg::Body::LoadProgress:
     case msg::Body::Ready:
     case msg::Body::Failed:
     case msg::Body::Shutdown:
     case msg::Body::Goodbye:
-    case msg::Body::NONE: return not_heard();
+    case msg::Body::NONE:
+      return not_heard();
   }
 }
 

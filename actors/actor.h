@@ -23,8 +23,8 @@ inline constexpr int kLauncherRank = -1;
 
 std::string actor_name(const msg::Address& address);  // "attention@3", "scheduler"
 
-// Checks bytes from another process: a FlatBuffers Envelope with a known body, else RankError naming
-// `sender`.
+// Checks bytes from another process: a FlatBuffers Envelope with a known body, else RankError
+// naming `sender`.
 const msg::Envelope& verified(std::span<const std::byte> bytes, const std::string& sender);
 
 class Mailbox;

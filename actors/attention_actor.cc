@@ -46,7 +46,9 @@ AttentionActor::AttentionActor(Mailbox& mailbox, const RankContext& context)
             .kv_lora_rank = static_cast<int>(c.kv_lora_rank),
             .rope_dim = static_cast<int>(c.qk_rope_head_dim),
             .softmax_scale = c.softmax_scale()};
-  const auto rows = [&](int64_t cols) { return context_.workspace.allocate(context_.max_rows, cols); };
+  const auto rows = [&](int64_t cols) {
+    return context_.workspace.allocate(context_.max_rows, cols);
+  };
   hidden_ = rows(c.hidden_size);
   normed_ = rows(c.hidden_size);
   sequences_ = rows(1);
@@ -163,9 +165,8 @@ void AttentionActor::on(const msg::FeedForwardDone& done) {
 void AttentionActor::gather_hidden() {
   if (group_rows_.size() == 1) return;
   const Matrix<float> hidden = context_.workspace.floats(forward_.hidden);
-  const Matrix<const float> all =
-      group_rows_.gather(context_.workspace.floats(slice_rows(forward_.hidden, forward_.own)),
-                         context_.row_format());
+  const Matrix<const float> all = group_rows_.gather(
+      context_.workspace.floats(slice_rows(forward_.hidden, forward_.own)), context_.row_format());
   std::memcpy(hidden.data, all.data, all.rows * all.cols * sizeof(float));
 }
 
@@ -211,11 +212,10 @@ Matrix<float> AttentionActor::project_query(const model::AttentionWeights& weigh
   } else {
     layers::linear(weights.q_b, normed, query, context_.rounding);
   }
-  layers::apply_rope({query.data + c.qk_nope_head_dim, query.rows,
-                      query.cols - c.qk_nope_head_dim, query.stride},
-                     shape_.num_heads, c.qk_head_dim(),
-                     context_.workspace.floats(first_rows(cos_, normed.rows)),
-                     context_.workspace.floats(first_rows(sin_, normed.rows)), context_.rounding);
+  layers::apply_rope(
+      {query.data + c.qk_nope_head_dim, query.rows, query.cols - c.qk_nope_head_dim, query.stride},
+      shape_.num_heads, c.qk_head_dim(), context_.workspace.floats(first_rows(cos_, normed.rows)),
+      context_.workspace.floats(first_rows(sin_, normed.rows)), context_.rounding);
   return query;
 }
 

@@ -1,6 +1,7 @@
 // actors/attention_actor.h: the decoder layers of one rank: embedding, MLA, and the layer loop.
 //
-// Owns      the rows (residual stream) of the step and the KV cache of this rank's sequences. The ranks
+// Owns      the rows (residual stream) of the step and the KV cache of this rank's sequences. The
+// ranks
 //           of an attention tensor-parallel group run the same sequences: each holds all their
 //           latents, computes its heads for all their rows, and keeps one slice of the residual
 //           stream (sequence parallelism), so that between stages no two ranks hold the same row.
@@ -55,15 +56,15 @@ class AttentionActor final : public Actor {
   EmbeddingLookup embedding_;
   layers::Rope rope_;
   layers::MlaShape shape_;
-  bool tensor_parallel_;      // any axis: then ranks must know each other's row counts
-  RowExchange group_rows_;    // attn_tp
-  RowExchange o_proj_rows_;   // o_proj_tp
+  bool tensor_parallel_;     // any axis: then ranks must know each other's row counts
+  RowExchange group_rows_;   // attn_tp
+  RowExchange o_proj_rows_;  // o_proj_tp
 
   struct Forward {
     int layer = 0, last_layer = 0;
     int max_rows = 0;
-    msg::Tensor hidden;   // all rows of the group
-    model::Range own;     // this rank's slice of them
+    msg::Tensor hidden;  // all rows of the group
+    model::Range own;    // this rank's slice of them
     msg::Address reply_to;
   } forward_;
   bool observe_layers_ = false;

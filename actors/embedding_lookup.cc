@@ -53,10 +53,11 @@ void EmbeddingLookup::lookup(std::span<const int32_t> ids, Matrix<float> rows) {
       sent_[r].resize(sent_[r].size() + width);
       read_row(id, std::span(sent_[r]).last(width));
     }
-    send_views_.emplace_back(sent_[r].data(), static_cast<int64_t>(sent_[r].size() / width), rows.cols);
+    send_views_.emplace_back(sent_[r].data(), static_cast<int64_t>(sent_[r].size() / width),
+                             rows.cols);
     const model::Range vocab = model::piece(vocab_size_, r, ranks_.size());
-    const auto from_r = std::ranges::count_if(
-        ids, [&](int32_t id) { return id >= vocab.begin && id < vocab.end; });
+    const auto from_r =
+        std::ranges::count_if(ids, [&](int32_t id) { return id >= vocab.begin && id < vocab.end; });
     received_[r].resize(from_r * width);
     receive_views_.emplace_back(received_[r].data(), from_r, rows.cols);
   }

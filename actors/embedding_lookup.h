@@ -15,8 +15,8 @@ class EmbeddingLookup {
  public:
   EmbeddingLookup(const RankContext& context, const model::Embedding& table);
 
-  // rows[i] = table[ids[i]], widened to fp32. Collective over embed_tp: ids travel to everybody, each
-  // row comes from the one rank that holds it.
+  // rows[i] = table[ids[i]], widened to fp32. Collective over embed_tp: ids travel to everybody,
+  // each row comes from the one rank that holds it.
   void lookup(std::span<const int32_t> ids, Matrix<float> rows);
 
  private:

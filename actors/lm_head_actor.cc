@@ -100,8 +100,9 @@ LmHeadActor::Found LmHeadActor::consume(const Wanted& wanted, std::span<const fl
       found.log_prob = layers::log_probability(logits, sequence.next_token());
   }
   if (sequence.sample() && wanted.index >= base_row(sequence))
-    found.token = sampler_.sample(logits, sampling_params(*sequence.sampling()),
-                                  static_cast<uint64_t>(sequence.first_position()) + wanted.index + 1);
+    found.token =
+        sampler_.sample(logits, sampling_params(*sequence.sampling()),
+                        static_cast<uint64_t>(sequence.first_position()) + wanted.index + 1);
   return found;
 }
 

@@ -35,7 +35,7 @@ class LmHeadActor final : public Actor {
     int sequence;  // of the plan
     int index;     // within the sequence's tokens
   };
-  struct Found {   // of one row's logits
+  struct Found {  // of one row's logits
     double log_prob = 0;
     int32_t token = -1;
   };

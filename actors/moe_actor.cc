@@ -62,10 +62,11 @@ MoeActor::MoeActor(Mailbox& mailbox, const RankContext& context)
   exchange_.emplace(context_.groups->expert_parallel, exchange_shape(context_, result_format_));
   round_rows_ = exchange_->max_tokens() / moe_tp_rows_.size();
   if (round_rows_ == 0)
-    throw_user_error("runtime_config.comm_buffer_mb is too small: one token of each of {} moe_tp ranks "
-                     "must fit a window slot; NEEDED about {} times as much",
-                     moe_tp_rows_.size(),
-                     (moe_tp_rows_.size() + exchange_->max_tokens() - 1) / exchange_->max_tokens());
+    throw_user_error(
+        "runtime_config.comm_buffer_mb is too small: one token of each of {} moe_tp ranks "
+        "must fit a window slot; NEEDED about {} times as much",
+        moe_tp_rows_.size(),
+        (moe_tp_rows_.size() + exchange_->max_tokens() - 1) / exchange_->max_tokens());
   const int64_t union_rows = round_rows_ * moe_tp_rows_.size();
   expert_rows_ = static_cast<int>(std::min<int64_t>(kExpertRows, context_.max_rows));
   gate_logits_ = rows(context_.max_rows, c.n_routed_experts);
@@ -87,9 +88,8 @@ void MoeActor::on(const msg::StepPlan& plan) {
 
 void MoeActor::on(const msg::FeedForward& message) {
   const int layer = message.layer();
-  const model::LayerWeights& weights = layer == context_.mtp_layer()
-                                           ? context_.weights.mtp->layer
-                                           : context_.weights.layers[layer];
+  const model::LayerWeights& weights =
+      layer == context_.mtp_layer() ? context_.weights.mtp->layer : context_.weights.layers[layer];
   const Matrix<int32_t> world_rows = context_.workspace.ints(*message.world_rows());
   const std::span<const int32_t> rows(world_rows.data, static_cast<size_t>(world_rows.rows));
   if (weights.moe) {
@@ -153,8 +153,8 @@ void MoeActor::run_moe(const msg::FeedForward& message, const model::MoeWeights&
   const int64_t max_rows = max_own_rows(message);
   for (int64_t first = 0; first < max_rows; first += round_rows_) {
     for (int64_t r = 0; r < world_rows.rows; ++r) {
-      round_rows_of_[r] = static_cast<int32_t>(
-          std::clamp<int64_t>(world_rows.row(r)[0] - first, 0, round_rows_));
+      round_rows_of_[r] =
+          static_cast<int32_t>(std::clamp<int64_t>(world_rows.row(r)[0] - first, 0, round_rows_));
       round_results_of_[r] = round_rows_of_[r] * context_.config.gate.topk;
     }
     moe_tp_rows_.set_rows(round_rows_of_);
@@ -233,7 +233,8 @@ void MoeActor::run_expert(const model::MlpWeights& weights,
 Matrix<const float> MoeActor::collect_results(int64_t union_rows, int64_t count) {
   const int topk = context_.config.gate.topk;
   const auto hidden_size = static_cast<size_t>(context_.config.hidden_size);
-  const Matrix<float> all = context_.workspace.floats(first_rows(union_results_, union_rows * topk));
+  const Matrix<float> all =
+      context_.workspace.floats(first_rows(union_results_, union_rows * topk));
   for (int64_t t = 0; t < union_rows; ++t)
     for (int j = 0; j < topk; ++j)
       unpack_row(exchange_->result(t, j), result_format_, {all.row(t * topk + j), hidden_size});

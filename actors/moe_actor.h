@@ -1,4 +1,5 @@
-// actors/moe_actor.h: the feed-forward part of every layer: dense MLPs, and one expert-parallel rank.
+// actors/moe_actor.h: the feed-forward part of every layer: dense MLPs, and one expert-parallel
+// rank.
 //
 // Owns      this rank's experts of every MoE layer (or its part of their width), and the exchange
 //           that moves rows to experts.
@@ -43,7 +44,8 @@ class MoeActor final : public Actor {
                  int64_t first, int64_t count);
   void start_dispatch(Matrix<const float> rows, Matrix<const int32_t> ids);
   void run_shared_expert(const model::MoeWeights& weights, Matrix<const float> rows);
-  void run_expert(const model::MlpWeights& weights, std::span<const comm::MoeExchange::Arrival> rows);
+  void run_expert(const model::MlpWeights& weights,
+                  std::span<const comm::MoeExchange::Arrival> rows);
   // The expert rows [count * topk, hidden] of the own rows, rounded to the dtype.
   Matrix<const float> collect_results(int64_t union_rows, int64_t count);
   void add_results(Matrix<const float> results, Matrix<const float> shared, Matrix<float> hidden,
@@ -55,11 +57,11 @@ class MoeActor final : public Actor {
   RowExchange dense_rows_, shared_rows_;
   RowExchange moe_tp_rows_, moe_tp_ids_, moe_tp_results_;  // of one round
   bool observe_router_ = false;
-  int expert_rows_ = 0;              // rows of an expert computed at once
-  int64_t round_rows_ = 0;           // own rows of one round, at most
-  RowFormat result_format_;          // of an expert's row on its way back
-  std::vector<Bf16> payload_;        // rows as they travel, bf16 only
-  std::vector<int> expert_order_;    // [topk]
+  int expert_rows_ = 0;                                    // rows of an expert computed at once
+  int64_t round_rows_ = 0;                                 // own rows of one round, at most
+  RowFormat result_format_;                                // of an expert's row on its way back
+  std::vector<Bf16> payload_;                              // rows as they travel, bf16 only
+  std::vector<int> expert_order_;                          // [topk]
   std::vector<int32_t> round_rows_of_, round_results_of_;  // [world], of the current round
 
   msg::Tensor gate_logits_, topk_ids_, topk_weights_;  // [max_rows, ...] own rows

@@ -126,7 +126,8 @@ void MtpActor::on(const msg::DraftTokens& message) {
   next_tokens_.clear();
   const Matrix<float> last = workspace.floats(chain_normed_);
   for (int64_t i = 0; i < sequences; ++i)
-    add_row(chains_[i].sequence, chains_[i].position + pass_, drafts.row(i)[pass_ - 1], last.row(i));
+    add_row(chains_[i].sequence, chains_[i].position + pass_, drafts.row(i)[pass_ - 1],
+            last.row(i));
   run_pass(plan_->max_sequences());
 }
 

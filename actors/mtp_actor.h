@@ -1,17 +1,19 @@
-// actors/mtp_actor.h: drafts of the next tokens by multi-token prediction (DeepSeek-V3 report, 2.2).
+// actors/mtp_actor.h: drafts of the next tokens by multi-token prediction (DeepSeek-V3
+// report, 2.2).
 //
 // Slot i of the MTP layer takes eh_proj(concat(enorm(embed(token i+1)), hnorm(h_i))) with h_i the
 // main model's row after its final norm, runs one decoder layer at index num_hidden_layers with KV
 // rows of its own at position i, then shared_head.norm and shared_head.head: a guess of token i+2.
-// Further drafts feed the layer's own row (after shared_head.norm) and the previous draft back in, at
-// the following slots; those slots are overwritten once the true tokens are known.
+// Further drafts feed the layer's own row (after shared_head.norm) and the previous draft back in,
+// at the following slots; those slots are overwritten once the true tokens are known.
 //
 // Owns      the draft loop of a step.
 // Hears     StepPlan; Verified from the LM-head actor: the true tokens of this step's slots;
 //           LayersDone from the attention actor; DraftTokens from the LM-head actor.
 // Says      ForwardLayers to the attention actor, DraftRows and Drafted to the LM-head actor.
 //
-// Holds     the number of passes, and the bound on rows of each, are the plan's: equal on all ranks,
+// Holds     the number of passes, and the bound on rows of each, are the plan's: equal on all
+// ranks,
 //           since every pass contains the MoE layer's collectives.
 #pragma once
 
@@ -42,17 +44,17 @@ class MtpActor final : public Actor {
   int pass_ = 0;      // 0: true tokens; k: the k-th draft fed back
   int num_rows_ = 0;  // of this pass
 
-  struct Chain {      // a sequence that is being drafted
-    int sequence;     // of the plan
-    int last_row;     // its last row in pass 0
-    int position;     // of its last slot
+  struct Chain {   // a sequence that is being drafted
+    int sequence;  // of the plan
+    int last_row;  // its last row in pass 0
+    int position;  // of its last slot
   };
   std::vector<Chain> chains_;
-  std::vector<int32_t> next_tokens_;              // [rows]
-  msg::Tensor hidden_, normed_, chain_normed_;    // [max_rows, hidden], chain: [max_sequences, ..]
-  msg::Tensor fused_;                             // [max_rows, 2 hidden]: embedding, previous hidden
-  msg::Tensor sequences_, positions_;             // [max_rows, 1]
-  msg::Tensor drafts_;                            // [max_sequences, max_drafts]
+  std::vector<int32_t> next_tokens_;            // [rows]
+  msg::Tensor hidden_, normed_, chain_normed_;  // [max_rows, hidden], chain: [max_sequences, ..]
+  msg::Tensor fused_;                           // [max_rows, 2 hidden]: embedding, previous hidden
+  msg::Tensor sequences_, positions_;           // [max_rows, 1]
+  msg::Tensor drafts_;                          // [max_sequences, max_drafts]
 };
 
 }  // namespace troupe::actors

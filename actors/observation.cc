@@ -11,7 +11,9 @@ constexpr int kLayerStages = 3;
 bool has(uint8_t observe, msg::Observe bit) { return (observe & static_cast<uint8_t>(bit)) != 0; }
 
 // Elements (4 bytes each) of the sections, in this order: logits, mtp_logits, router, layers.
-size_t logits_elements(const ObservationShape& s) { return s.logits ? s.max_rows * s.vocab_size : 0; }
+size_t logits_elements(const ObservationShape& s) {
+  return s.logits ? s.max_rows * s.vocab_size : 0;
+}
 size_t mtp_elements(const ObservationShape& s) {
   return s.mtp_logits ? s.max_rows * s.vocab_size : 0;
 }
@@ -57,8 +59,8 @@ Matrix<float> Observation::mtp_logits() const {
 
 Matrix<int32_t> Observation::router_ids(int layer) const {
   TROUPE_CHECK(shape_.router && layer >= 0 && layer < shape_.num_layers, "layer {}", layer);
-  auto* first = reinterpret_cast<int32_t*>(section_) + logits_elements(shape_) +
-                mtp_elements(shape_);
+  auto* first =
+      reinterpret_cast<int32_t*>(section_) + logits_elements(shape_) + mtp_elements(shape_);
   return {first + 2 * layer * router_elements(shape_), shape_.max_rows, shape_.topk};
 }
 

@@ -1,5 +1,5 @@
-// actors/observation.h: what a step shows of its inside (`troupe score --dump`, `troupe verify`), in
-// shared memory.
+// actors/observation.h: what a step shows of its inside (`troupe score --dump`, `troupe verify`),
+// in shared memory.
 //
 // One section per rank, rows in the order of the step's tokens. Written by the rank during a step,
 // read by the launcher between StepDone and the next plan.

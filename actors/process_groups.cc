@@ -5,7 +5,17 @@ namespace troupe::actors {
 namespace {
 
 // Ids are the same on all members; those of two groups with an equal member differ by the axis.
-enum GroupId : uint32_t { kWorld, kAttnTp, kOProjTp, kDenseTp, kSharedTp, kMoeTp, kEp, kEmbedTp, kLmHeadTp };
+enum GroupId : uint32_t {
+  kWorld,
+  kAttnTp,
+  kOProjTp,
+  kDenseTp,
+  kSharedTp,
+  kMoeTp,
+  kEp,
+  kEmbedTp,
+  kLmHeadTp
+};
 
 comm::ProcessGroup tp_group(comm::Communicator& communicator, GroupId id, int size) {
   return {communicator, id, model::ParallelLayout::tp_group(communicator.world_rank(), size)};

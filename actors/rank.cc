@@ -16,7 +16,8 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-constexpr milliseconds kLaunchTimeout{60'000};  // for the first message; the ranks' own limits follow
+constexpr milliseconds kLaunchTimeout{
+    60'000};  // for the first message; the ranks' own limits follow
 constexpr milliseconds kProgressInterval{50};
 constexpr size_t kPage = 4096;
 constexpr uint32_t kLoadGroup = 1000;  // unlike the ids of actors/process_groups.cc
@@ -30,15 +31,16 @@ class LauncherLink {
   void send(flatbuffers::FlatBufferBuilder& b, flatbuffers::Offset<Message> body) {
     const msg::Address from(rank_, msg::ActorKind::Rank);
     const msg::Address to(kLauncherRank, msg::ActorKind::Scheduler);
-    b.Finish(msg::CreateEnvelope(b, &from, &to, msg::BodyTraits<Message>::enum_value, body.Union()));
+    b.Finish(
+        msg::CreateEnvelope(b, &from, &to, msg::BodyTraits<Message>::enum_value, body.Union()));
     send_bytes({reinterpret_cast<const std::byte*>(b.GetBufferPointer()), b.GetSize()});
   }
   void send_bytes(std::span<const std::byte> bytes) { endpoint_.send(bytes); }
 
   const msg::Envelope& receive(milliseconds timeout) {
     const auto message = endpoint_.receive(timeout);
-    if (!message) throw_rank_error("rank {}: no word from the launcher for {} ms", rank_,
-                                   timeout.count());
+    if (!message)
+      throw_rank_error("rank {}: no word from the launcher for {} ms", rank_, timeout.count());
     return verified(message->body, "the launcher");
   }
 
@@ -87,8 +89,9 @@ class RankProcess {
                        msg::EnumNameBody(first.body_type()));
     first.body_as_Launch()->UnPackTo(&launch_);
     const milliseconds timeout(launch_.comm_timeout_ms);
-    arena_ = comm::Arena::attach(
-        Fd(descriptors_.arena), {launch_.world_size, static_cast<size_t>(launch_.comm_buffer_bytes)});
+    arena_ =
+        comm::Arena::attach(Fd(descriptors_.arena),
+                            {launch_.world_size, static_cast<size_t>(launch_.comm_buffer_bytes)});
     communicator_.emplace(*arena_, rank_, timeout);
     config_ = model::read_model_config(launch_.model_path);
     layout_.emplace(parallel_sizes(launch_), config_);
@@ -101,9 +104,10 @@ class RankProcess {
     const auto started = steady_clock::now();
     const model::WeightLoader loader(launch_.model_path, config_, *layout_, options_);
     if (loader.shared_bytes() != launch_.shared_weight_bytes)
-      throw_rank_error("rank {}: the checkpoint changed while the ranks started; start again", rank_);
-    shared_weights_ = Mapping(descriptors_.weights, launch_.shared_weight_bytes,
-                              Mapping::Access::kReadWrite);
+      throw_rank_error("rank {}: the checkpoint changed while the ranks started; start again",
+                       rank_);
+    shared_weights_ =
+        Mapping(descriptors_.weights, launch_.shared_weight_bytes, Mapping::Access::kReadWrite);
     auto last_told = started;
     weights_ = loader.load(rank_, shared_weights_.data(), [&](size_t done, size_t total) {
       const auto now = steady_clock::now();
@@ -116,8 +120,8 @@ class RankProcess {
     shared_weights_.make_read_only();
 
     const size_t section = kv_section_bytes(kv_shape_);
-    kv_memory_ = Mapping(descriptors_.kv_cache, section, Mapping::Access::kReadWrite,
-                         rank_ * section);
+    kv_memory_ =
+        Mapping(descriptors_.kv_cache, section, Mapping::Access::kReadWrite, rank_ * section);
     const auto observed = ObservationShape::of(launch_.observe, launch_.max_rows, config_);
     observation_memory_ = Mapping(descriptors_.observation, observed.bytes(),
                                   Mapping::Access::kReadWrite, rank_ * observed.bytes());
@@ -135,20 +139,20 @@ class RankProcess {
   }
 
   void build_actors(const ObservationShape& observed) {
-    const RankContext context{
-        .config = config_,
-        .layout = *layout_,
-        .weights = weights_.weights,
-        .communicator = *communicator_,
-        .workspace = workspace_,
-        .kv_cache = layers::KvCache(kv_shape_, kv_memory_.data()),
-        .observation = Observation(observed, observation_memory_.data()),
-        .rounding = launch_.dtype == msg::DataType::Bfloat16 ? layers::Rounding::kBf16
-                                                             : layers::Rounding::kNone,
-        .max_rows = launch_.max_rows,
-        .max_sequences = launch_.max_sequences,
-        .max_drafts = launch_.max_drafts,
-        .moe_chunk_max_len = launch_.moe_chunk_max_len};
+    const RankContext context{.config = config_,
+                              .layout = *layout_,
+                              .weights = weights_.weights,
+                              .communicator = *communicator_,
+                              .workspace = workspace_,
+                              .kv_cache = layers::KvCache(kv_shape_, kv_memory_.data()),
+                              .observation = Observation(observed, observation_memory_.data()),
+                              .rounding = launch_.dtype == msg::DataType::Bfloat16
+                                              ? layers::Rounding::kBf16
+                                              : layers::Rounding::kNone,
+                              .max_rows = launch_.max_rows,
+                              .max_sequences = launch_.max_sequences,
+                              .max_drafts = launch_.max_drafts,
+                              .moe_chunk_max_len = launch_.moe_chunk_max_len};
     actors_.emplace(context,
                     [this](int, std::span<const std::byte> bytes) { link_.send_bytes(bytes); });
   }
@@ -163,7 +167,8 @@ class RankProcess {
         throw_rank_error("rank {}: expected StepPlan, got {}", rank_,
                          msg::EnumNameBody(envelope.body_type()));
       step_ = plan->step();
-      communicator_->enter_step(plan->decode() ? comm::Stage::kDecode : comm::Stage::kPrefill, step_);
+      communicator_->enter_step(plan->decode() ? comm::Stage::kDecode : comm::Stage::kPrefill,
+                                step_);
       actors_->run_step(envelope);
     }
   }
@@ -171,9 +176,9 @@ class RankProcess {
   void say_goodbye() {
     communicator_->enter_step(comm::Stage::kStopping, step_);
     flatbuffers::FlatBufferBuilder b;
-    link_.send(b, msg::CreateGoodbye(b, memory_kb("Rss"), memory_kb("Pss"),
-                                     communicator_->bytes_sent(),
-                                     static_cast<uint64_t>(communicator_->wait_ns() / 1000)));
+    link_.send(
+        b, msg::CreateGoodbye(b, memory_kb("Rss"), memory_kb("Pss"), communicator_->bytes_sent(),
+                              static_cast<uint64_t>(communicator_->wait_ns() / 1000)));
   }
 
   int rank_;
@@ -214,7 +219,7 @@ model::WeightOptions weight_options(const msg::LaunchT& launch) {
           .seed = launch.seed,
           .with_mtp = launch.with_mtp,
           .format = launch.weights_as_bf16 ? model::WeightOptions::Format::kBf16
-                                             : model::WeightOptions::Format::kAuto,
+                                           : model::WeightOptions::Format::kAuto,
           .exact_kv_b = launch.dtype == msg::DataType::Float32};
 }
 
@@ -224,7 +229,7 @@ layers::KvCacheShape kv_cache_shape(const msg::LaunchT& launch, const model::Mod
           .block_size = launch.kv_block_size,
           .width = config.kv_width(),
           .type = launch.dtype == msg::DataType::Float32 ? layers::KvType::kF32
-                                                           : layers::KvType::kBf16};
+                                                         : layers::KvType::kBf16};
 }
 
 size_t kv_section_bytes(const layers::KvCacheShape& shape) {

@@ -1,5 +1,5 @@
-// actors/rank_context.h: what the actors of one rank are built from. Read-only to all of them but for
-// the workspace, from which each takes its own buffers.
+// actors/rank_context.h: what the actors of one rank are built from. Read-only to all of them but
+// for the workspace, from which each takes its own buffers.
 #pragma once
 
 #include <cstdint>
@@ -22,10 +22,10 @@ struct RankContext {
   const model::ModelWeights& weights;
   comm::Communicator& communicator;
   Workspace& workspace;
-  layers::KvCache kv_cache;       // layers [0, num_hidden_layers], the last one the MTP layer's
+  layers::KvCache kv_cache;  // layers [0, num_hidden_layers], the last one the MTP layer's
   Observation observation;
   layers::Rounding rounding = layers::Rounding::kBf16;  // of activations: the dtype
-  int max_rows = 0;               // tokens of one step
+  int max_rows = 0;                                     // tokens of one step
   int max_sequences = 0;
   int max_drafts = 0;
   int64_t moe_chunk_max_len = 0;  // tokens of one dispatch, at most

@@ -114,7 +114,8 @@ void RowExchange::exchange(std::span<const Matrix<const float>> send,
       pack_row({send[r].row(i), static_cast<size_t>(send[r].cols)}, format,
                out + send_displs_[r] + i * row_bytes);
   }
-  group_.all_to_all_v({out, static_cast<size_t>(send_total)}, {in, static_cast<size_t>(receive_total)},
+  group_.all_to_all_v({out, static_cast<size_t>(send_total)},
+                      {in, static_cast<size_t>(receive_total)},
                       {send_bytes_, send_displs_, receive_bytes_, receive_displs_});
   for (int r = 0; r < size(); ++r) {
     const size_t row_bytes = receive[r].cols * element_bytes(format);

@@ -4,8 +4,8 @@
 // Between stages every rank holds rows of its own: the residual stream is cut by tokens, whatever
 // the tensor-parallel sizes (attention's ranks, who run the same sequences, hold a slice each). A
 // stage that is cut over a group begins with gather (everybody's rows) or with an exchange of
-// columns, and ends with scatter_sum: partial sums go to the rows' owner, who adds them in the fixed
-// tree. A group of one rank moves nothing.
+// columns, and ends with scatter_sum: partial sums go to the rows' owner, who adds them in the
+// fixed tree. A group of one rank moves nothing.
 #pragma once
 
 #include <cstddef>

@@ -10,10 +10,10 @@ struct Scheduler::Sequence {
   int index = 0;
   Request request;
   Completion completion;
-  std::vector<int32_t> tokens;       // prompt and what was made; all but the last few have KV rows
-  std::vector<int32_t> drafts;       // guesses for what follows tokens
+  std::vector<int32_t> tokens;  // prompt and what was made; all but the last few have KV rows
+  std::vector<int32_t> drafts;  // guesses for what follows tokens
   std::vector<int32_t> block_table;
-  int64_t computed = 0;              // tokens whose KV rows are in the cache
+  int64_t computed = 0;  // tokens whose KV rows are in the cache
   // This step's share.
   int64_t first = 0;
   int count = 0;
@@ -99,8 +99,10 @@ void Scheduler::submit(Request request) {
   const auto length = static_cast<int64_t>(request.prompt.size());
   const int index = static_cast<int>(sequences_.size());
   if (length > limits_.max_positions)
-    throw_user_error("prompt {} has {} tokens, more than the model's max_position_embeddings {}; "
-                     "shorten it", index, length, limits_.max_positions);
+    throw_user_error(
+        "prompt {} has {} tokens, more than the model's max_position_embeddings {}; "
+        "shorten it",
+        index, length, limits_.max_positions);
   auto sequence = std::make_unique<Sequence>();
   sequence->index = index;
   sequence->tokens = request.prompt;
@@ -129,11 +131,11 @@ double Scheduler::now_s() const {
 void Scheduler::admit() {
   const auto batch_size = static_cast<size_t>(limits_.batch_size);
   while (next_waiting_ < sequences_.size() && next_waiting_ - num_finished_ < batch_size) {
-    DpRank& least = *std::ranges::min_element(
-        dp_ranks_, {}, [](const DpRank& d) { return d.running.size(); });
+    DpRank& least =
+        *std::ranges::min_element(dp_ranks_, {}, [](const DpRank& d) { return d.running.size(); });
     Sequence& sequence = *sequences_[next_waiting_];
-    const int64_t wanted = static_cast<int64_t>(sequence.request.prompt.size()) +
-                           sequence.request.max_new_tokens;
+    const int64_t wanted =
+        static_cast<int64_t>(sequence.request.prompt.size()) + sequence.request.max_new_tokens;
     const int64_t positions = std::min(wanted, limits_.max_positions) + limits_.num_drafts + 1;
     const int64_t blocks = (positions + limits_.block_size - 1) / limits_.block_size;
     if (!least.pool.extend(sequence.block_table, blocks)) {

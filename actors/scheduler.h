@@ -25,26 +25,26 @@
 namespace troupe::actors {
 
 struct Request {
-  std::vector<int32_t> prompt;   // at least one token
-  int max_new_tokens = 0;        // 0: only score the prompt
-  std::set<int32_t> stop_ids;    // generation ends after one of these
+  std::vector<int32_t> prompt;  // at least one token
+  int max_new_tokens = 0;       // 0: only score the prompt
+  std::set<int32_t> stop_ids;   // generation ends after one of these
   float temperature = 0;
   float top_p = 1;
   int32_t top_k = 0;
   uint64_t seed = 0;
-  uint8_t observe = 0;           // msg::Observe bits
+  uint8_t observe = 0;  // msg::Observe bits
 };
 
 enum class FinishReason { kNone, kStop, kLength };
 
 // What became of a request.
 struct Completion {
-  std::vector<int32_t> tokens;        // without the prompt, with the stop token
+  std::vector<int32_t> tokens;  // without the prompt, with the stop token
   FinishReason reason = FinishReason::kNone;
   std::vector<double> log_probs;      // of prompt tokens 1, 2, ... (observe LogProbs)
   int64_t drafted = 0, accepted = 0;  // over all verification steps
   int64_t verify_steps = 0;
-  double first_token_s = 0;           // since the request was submitted
+  double first_token_s = 0;  // since the request was submitted
   double last_token_s = 0;
 };
 
@@ -57,20 +57,18 @@ struct StepStatistics {
 
 struct SchedulerLimits {
   int world_size = 1;
-  int attn_tp_size = 1;             // ranks that run the same sequences
-  int batch_size = 1;               // sequences in flight over all data-parallel ranks
-  int max_prefill_tokens = 512;     // per data-parallel rank and step
-  int num_drafts = 0;               // next_n
-  bool run_mtp = false;             // also without drafts: to observe the MTP logits
-  int64_t max_positions = 0;        // max_position_embeddings
+  int attn_tp_size = 1;          // ranks that run the same sequences
+  int batch_size = 1;            // sequences in flight over all data-parallel ranks
+  int max_prefill_tokens = 512;  // per data-parallel rank and step
+  int num_drafts = 0;            // next_n
+  bool run_mtp = false;          // also without drafts: to observe the MTP logits
+  int64_t max_positions = 0;     // max_position_embeddings
   int block_size = 128;
   int64_t blocks_per_dp_rank = 0;
 
   int dp_size() const { return world_size / attn_tp_size; }
   int sequences_per_dp_rank() const { return (batch_size + dp_size() - 1) / dp_size(); }
-  int max_rows() const {
-    return max_prefill_tokens + sequences_per_dp_rank() * (1 + num_drafts);
-  }
+  int max_rows() const { return max_prefill_tokens + sequences_per_dp_rank() * (1 + num_drafts); }
 };
 
 class Scheduler final : public Actor {
@@ -78,8 +76,8 @@ class Scheduler final : public Actor {
   // New tokens of request `index`, as they come; reason is set with the last ones.
   using OnTokens = std::function<void(int index, std::span<const int32_t> tokens, FinishReason)>;
   // The rows [first_position, first_position + count) of request `index` have been observed: they
-  // are rows [first_row, first_row + count) of rank `rank`'s observation section until this returns.
-  // (The ranks of an attention group show a slice each.)
+  // are rows [first_row, first_row + count) of rank `rank`'s observation section until this
+  // returns. (The ranks of an attention group show a slice each.)
   using OnObserved =
       std::function<void(int index, int rank, int first_row, int first_position, int count)>;
 
@@ -124,7 +122,7 @@ class Scheduler final : public Actor {
   size_t num_finished_ = 0;
   uint64_t step_ = 0;
   bool decode_step_ = false;
-  uint8_t observe_ = 0;  // what any sequence of this step wants to see
+  uint8_t observe_ = 0;         // what any sequence of this step wants to see
   std::vector<uint8_t> asked_;  // [world size]: 1 until the rank has answered this step
   std::chrono::steady_clock::time_point started_, step_started_;
   StepStatistics statistics_;

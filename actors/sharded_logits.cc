@@ -14,8 +14,7 @@ namespace troupe::actors {
 ShardedLogits::ShardedLogits(const RankContext& context)
     : context_(context), ranks_(context.groups->lmhead_tp) {
   Workspace& workspace = context_.workspace;
-  const int64_t columns =
-      context_.layout.vocab_columns(context_.communicator.world_rank()).size();
+  const int64_t columns = context_.layout.vocab_columns(context_.communicator.world_rank()).size();
   block_ = workspace.allocate(kLogitRows, context_.config.hidden_size);
   shard_ = workspace.allocate(kLogitRows * ranks_.size(), columns);
   logits_ = workspace.allocate(kLogitRows, context_.config.vocab_size);
@@ -52,10 +51,9 @@ void ShardedLogits::pick_candidates(Matrix<const float> shard, int count, Matrix
       return std::isnan(logits[i]) ? -std::numeric_limits<float>::infinity() : logits[i];
     };
     std::iota(order_.begin(), order_.end(), 0);
-    std::partial_sort(order_.begin(), order_.begin() + count, order_.end(),
-                      [&](int32_t a, int32_t b) {
-                        return key(a) > key(b) || (key(a) == key(b) && a < b);
-                      });
+    std::partial_sort(
+        order_.begin(), order_.begin() + count, order_.end(),
+        [&](int32_t a, int32_t b) { return key(a) > key(b) || (key(a) == key(b) && a < b); });
     for (int i = 0; i < count; ++i) {
       out.row(r)[2 * i] = logits[order_[i]];
       out.row(r)[2 * i + 1] = std::bit_cast<float>(order_[i]);
@@ -65,8 +63,7 @@ void ShardedLogits::pick_candidates(Matrix<const float> shard, int count, Matrix
 
 // From my columns of everybody's rows to all columns of my rows.
 void ShardedLogits::bring_home(int candidates) {
-  const Matrix<float> shard =
-      context_.workspace.floats(first_rows(shard_, ranks_.total_rows()));
+  const Matrix<float> shard = context_.workspace.floats(first_rows(shard_, ranks_.total_rows()));
   const Matrix<float> logits = context_.workspace.floats(first_rows(logits_, ranks_.own_rows()));
   const int64_t vocab = context_.config.vocab_size;
   const auto kept = [&](int64_t columns) { return std::min<int64_t>(candidates, columns); };

@@ -45,9 +45,9 @@ class ShardedLogits {
 
   RankContext context_;
   RowExchange ranks_;
-  msg::Tensor block_;    // [kLogitRows, hidden] own rows
-  msg::Tensor shard_;    // [kLogitRows * size, my vocabulary columns] everybody's rows
-  msg::Tensor logits_;   // [kLogitRows, vocab] own rows
+  msg::Tensor block_;   // [kLogitRows, hidden] own rows
+  msg::Tensor shard_;   // [kLogitRows * size, my vocabulary columns] everybody's rows
+  msg::Tensor logits_;  // [kLogitRows, vocab] own rows
   std::vector<int32_t> counts_, world_rows_, order_;
   std::vector<float> sent_, received_;
   std::vector<Matrix<const float>> send_views_;

@@ -24,7 +24,8 @@ class UserError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// The world broke: a peer died, a deadline passed, two ranks disagree. Names the rank and the place.
+// The world broke: a peer died, a deadline passed, two ranks disagree. Names the rank and the
+// place.
 class RankError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

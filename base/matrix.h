@@ -26,9 +26,7 @@ struct Matrix {
                  count, rows);
     return Matrix(data + first * stride, count, cols, stride);
   }
-  operator Matrix<const T>() const
-    requires(!std::is_const_v<T>)
-  {
+  operator Matrix<const T>() const requires(!std::is_const_v<T>) {
     return Matrix<const T>(data, rows, cols, stride);
   }
 };

@@ -23,8 +23,7 @@ Fd::~Fd() {
 Mapping::Mapping(int fd, size_t bytes, Access access, size_t offset) : bytes_(bytes) {
   if (bytes == 0) return;
   const int protection = access == Access::kReadOnly ? PROT_READ : PROT_READ | PROT_WRITE;
-  void* address =
-      ::mmap(nullptr, bytes, protection, MAP_SHARED, fd, static_cast<off_t>(offset));
+  void* address = ::mmap(nullptr, bytes, protection, MAP_SHARED, fd, static_cast<off_t>(offset));
   if (address == MAP_FAILED) throw std::runtime_error(errno_text("mmap"));
   data_ = static_cast<std::byte*>(address);
 }
@@ -32,9 +31,8 @@ Mapping::Mapping(int fd, size_t bytes, Access access, size_t offset) : bytes_(by
 Mapping Mapping::anonymous(size_t bytes, Pages pages) {
   Mapping mapping;
   if (bytes == 0) return mapping;
-  void* address =
-      ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-             -1, 0);
+  void* address = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (address == MAP_FAILED) throw std::runtime_error(errno_text("mmap"));
   if (pages == Pages::kHuge) ::madvise(address, bytes, MADV_HUGEPAGE);  // a wish, may be refused
   mapping.data_ = static_cast<std::byte*>(address);

@@ -51,9 +51,9 @@ class Mapping {
   size_t bytes_ = 0;
 };
 
-// Anonymous shared memory of `bytes` zero bytes, pages allocated when touched. It has no name in any
-// file system: when the last process that holds it dies, however it dies, it is gone.
-// `name` only labels it in /proc/PID/maps. The descriptor is close-on-exec.
+// Anonymous shared memory of `bytes` zero bytes, pages allocated when touched. It has no name in
+// any file system: when the last process that holds it dies, however it dies, it is gone. `name`
+// only labels it in /proc/PID/maps. The descriptor is close-on-exec.
 Fd create_shared_memory(const std::string& name, size_t bytes);
 
 }  // namespace troupe

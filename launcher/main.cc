@@ -20,7 +20,9 @@ namespace {
 
 void add_config(CLI::App* command, ConfigArguments& arguments) {
   command->add_option("--config", arguments.config, "YAML file of the run")->required();
-  command->add_option("--set", arguments.overrides, "section.key=value, overrides the file; may repeat")
+  command
+      ->add_option("--set", arguments.overrides,
+                   "section.key=value, overrides the file; may repeat")
       ->take_all()
       ->allow_extra_args(false);
 }
@@ -32,7 +34,8 @@ void add_run(CLI::App& app, RunArguments& arguments) {
       ->take_all()
       ->allow_extra_args(false);
   command->add_option("--prompt-file", arguments.prompt_file, "JSON: {\"text\": ...} or a list");
-  command->add_option("--prompt-ids", arguments.prompt_ids, "token ids 1,2,3 as they are; may repeat")
+  command
+      ->add_option("--prompt-ids", arguments.prompt_ids, "token ids 1,2,3 as they are; may repeat")
       ->take_all()
       ->allow_extra_args(false);
   command->add_flag("--ignore-eos", arguments.ignore_eos, "do not stop at the end-of-text token");
@@ -44,7 +47,8 @@ void add_score(CLI::App& app, ScoreArguments& arguments) {
   CLI::App* command = app.add_subcommand("score", "log-probabilities and perplexity of a text");
   add_config(command, arguments.config);
   command->add_option("--text-file", arguments.text_file, "text to score");
-  command->add_option("--prompt-ids", arguments.prompt_ids, "token ids 1,2,3 as they are; may repeat")
+  command
+      ->add_option("--prompt-ids", arguments.prompt_ids, "token ids 1,2,3 as they are; may repeat")
       ->take_all()
       ->allow_extra_args(false);
   command->add_option("--json", arguments.json, "write the report to this file");
@@ -62,7 +66,8 @@ void add_verify(CLI::App& app, VerifyArguments& arguments, int& status) {
   CLI::App* command = app.add_subcommand("verify", "compare this layout with one rank, bit by bit");
   add_config(command, arguments.config);
   command->add_option("--text-file", arguments.text_file, "text to read; the default is built in");
-  command->add_option("--prompt-ids", arguments.prompt_ids, "token ids 1,2,3 as they are; may repeat")
+  command
+      ->add_option("--prompt-ids", arguments.prompt_ids, "token ids 1,2,3 as they are; may repeat")
       ->take_all()
       ->allow_extra_args(false);
   command->callback([&] { status = verify_command(arguments) ? kExitOk : kExitInternal; });
@@ -70,7 +75,8 @@ void add_verify(CLI::App& app, VerifyArguments& arguments, int& status) {
 
 void add_tokenize(CLI::App& app, TokenizeArguments& arguments) {
   CLI::App* command = app.add_subcommand("tokenize", "text to token ids and back, as JSON");
-  command->add_option("--tokenizer", arguments.tokenizer, "directory with tokenizer.json")->required();
+  command->add_option("--tokenizer", arguments.tokenizer, "directory with tokenizer.json")
+      ->required();
   command->add_option("--text", arguments.text, "text to encode");
   command->add_option("--prompt-file", arguments.prompt_file, "JSON list of texts to encode");
   command->add_option("--ids", arguments.ids, "token ids 1,2,3 to decode");
@@ -100,7 +106,9 @@ void add_rank(CLI::App& app, RankArguments& arguments, int& status) {
     enter_rank_process(arguments.rank, arguments.launcher_pid);
     constexpr int kFirst = Supervisor::kFirstFd;
     status = actors::run_rank(arguments.rank, arguments.address,
-                              {.arena = kFirst, .weights = kFirst + 1, .kv_cache = kFirst + 2,
+                              {.arena = kFirst,
+                               .weights = kFirst + 1,
+                               .kv_cache = kFirst + 2,
                                .observation = kFirst + 3});
   });
 }

@@ -77,13 +77,15 @@ std::string metrics_text(int world_size, const LaunchResult& result) {
   size_t tokens = 0;
   for (const actors::Completion& c : result.completions) tokens += c.tokens.size();
   std::string text = fmt::format(
-      "{} tokens on {} rank{} ({}): TTFT {:.1f} ms, TPOT {:.2f} ms, prefill {:.0f} tokens/s, decode "
+      "{} tokens on {} rank{} ({}): TTFT {:.1f} ms, TPOT {:.2f} ms, prefill {:.0f} tokens/s, "
+      "decode "
       "{:.0f} tokens/s",
       tokens, world_size, world_size == 1 ? "" : "s", layers::isa_name(layers::active_isa()),
       m.ttft_ms, m.tpot_ms, m.prefill_tokens_per_s, m.decode_tokens_per_s);
   if (m.avg_accept_length > 1 || m.avg_accept_rate > 0)
-    text += fmt::format("; MTP: accept rate {:.3f}, accept length {:.2f}, equivalent time {:.2f} ms",
-                        m.avg_accept_rate, m.avg_accept_length, m.avg_equivalent_time_ms);
+    text +=
+        fmt::format("; MTP: accept rate {:.3f}, accept length {:.2f}, equivalent time {:.2f} ms",
+                    m.avg_accept_rate, m.avg_accept_length, m.avg_equivalent_time_ms);
   return text;
 }
 

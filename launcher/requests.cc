@@ -45,8 +45,8 @@ std::vector<int32_t> prompt_tokens(const Prompt& prompt, const model::Tokenizer*
 
 std::vector<actors::Request> reading_requests(const std::filesystem::path& text_file,
                                               const std::vector<std::string>& prompt_ids,
-                                              const Config& config,
-                                              const model::ModelConfig& model, uint8_t observe) {
+                                              const Config& config, const model::ModelConfig& model,
+                                              uint8_t observe) {
   std::vector<Prompt> inputs;
   if (!text_file.empty()) inputs.push_back({read_text_file(text_file), std::nullopt});
   for (const std::string& ids : prompt_ids) inputs.push_back({"", parse_ids(ids)});

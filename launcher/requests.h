@@ -23,7 +23,7 @@ std::vector<int32_t> prompt_tokens(const Prompt& prompt, const model::Tokenizer*
 // Texts to read through, not to continue: the file's, if one is given, then each of `prompt_ids`.
 std::vector<actors::Request> reading_requests(const std::filesystem::path& text_file,
                                               const std::vector<std::string>& prompt_ids,
-                                              const Config& config,
-                                              const model::ModelConfig& model, uint8_t observe);
+                                              const Config& config, const model::ModelConfig& model,
+                                              uint8_t observe);
 
 }  // namespace troupe::launcher

@@ -29,8 +29,9 @@ std::vector<Prompt> collect_prompts(const RunArguments& arguments, const Config&
   if (prompts.empty() && !config.data.dataset_path.empty())
     prompts = read_prompt_file(config.data.dataset_path);
   if (prompts.empty())
-    throw_user_error("no prompt: give --prompt TEXT, --prompt-file FILE.json or --prompt-ids 1,2,3, "
-                     "or set data_config.dataset_path");
+    throw_user_error(
+        "no prompt: give --prompt TEXT, --prompt-file FILE.json or --prompt-ids 1,2,3, "
+        "or set data_config.dataset_path");
   return prompts;
 }
 

@@ -95,7 +95,9 @@ class Dump {
 struct Score {
   double sum = 0;
   size_t tokens = 0;
-  double perplexity() const { return tokens > 0 ? std::exp(-sum / static_cast<double>(tokens)) : 0; }
+  double perplexity() const {
+    return tokens > 0 ? std::exp(-sum / static_cast<double>(tokens)) : 0;
+  }
 };
 
 Score score_of(const actors::Completion& completion) {
@@ -121,13 +123,14 @@ void score_command(const ScoreArguments& arguments) {
   std::optional<Dump> dump;
   if (!arguments.dump.empty()) dump.emplace(arguments.dump, observe, model, requests);
 
-  const LaunchResult result = run_launch(
-      config, model, std::move(requests), observe,
-      {.on_tokens = [](int, std::span<const int32_t>, actors::FinishReason) {},
-       .on_observed = [&](int index, const actors::Observation& rows, int first_row,
+  const LaunchResult result =
+      run_launch(config, model, std::move(requests), observe,
+                 {.on_tokens = [](int, std::span<const int32_t>, actors::FinishReason) {},
+                  .on_observed =
+                      [&](int index, const actors::Observation& rows, int first_row,
                           int first_position, int count) {
-         if (dump) dump->on_observed(index, rows, first_row, first_position, count);
-       }});
+                        if (dump) dump->on_observed(index, rows, first_row, first_position, count);
+                      }});
   if (dump) dump->finish();
 
   Score total;
@@ -145,9 +148,10 @@ void score_command(const ScoreArguments& arguments) {
              total.tokens > 0 ? -total.sum / static_cast<double>(total.tokens) : 0.0,
              total.perplexity());
   if (!arguments.json.empty())
-    write_json_file(arguments.json, {{"inputs", std::move(inputs)},
-                                     {"perplexity", total.perplexity()},
-                                     {"metrics", metrics_json(config.parallel.world_size, result)}});
+    write_json_file(arguments.json,
+                    {{"inputs", std::move(inputs)},
+                     {"perplexity", total.perplexity()},
+                     {"metrics", metrics_json(config.parallel.world_size, result)}});
 }
 
 }  // namespace troupe::launcher

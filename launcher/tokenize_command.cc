@@ -10,7 +10,8 @@
 namespace troupe::launcher {
 
 void tokenize_command(const TokenizeArguments& arguments) {
-  const int given = arguments.text.has_value() + !arguments.prompt_file.empty() + !arguments.ids.empty();
+  const int given =
+      arguments.text.has_value() + !arguments.prompt_file.empty() + !arguments.ids.empty();
   if (given != 1) throw_user_error("tokenize: give one of --text, --prompt-file and --ids");
   const model::Tokenizer tokenizer(arguments.tokenizer);
   nlohmann::json output;
