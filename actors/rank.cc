@@ -20,7 +20,6 @@ constexpr milliseconds kLaunchTimeout{
     60'000};  // for the first message; the ranks' own limits follow
 constexpr milliseconds kProgressInterval{50};
 constexpr size_t kPage = 4096;
-constexpr uint32_t kLoadGroup = 1000;  // unlike the ids of actors/process_groups.cc
 
 // One rank's messages with its launcher.
 class LauncherLink {
@@ -116,7 +115,7 @@ class RankProcess {
       flatbuffers::FlatBufferBuilder b;
       link_.send(b, msg::CreateLoadProgress(b, done, total));
     });
-    wait_for_all_ranks();  // every rank has packed its part of the shared weights
+    // Nobody reads shared weights before the first plan, which comes after every rank's Ready.
     shared_weights_.make_read_only();
 
     const size_t section = kv_section_bytes(kv_shape_);
@@ -130,12 +129,6 @@ class RankProcess {
         std::chrono::duration_cast<std::chrono::microseconds>(steady_clock::now() - started);
     flatbuffers::FlatBufferBuilder b;
     link_.send(b, msg::CreateReady(b, static_cast<uint64_t>(elapsed.count())));
-  }
-
-  void wait_for_all_ranks() {
-    comm::ProcessGroup world(*communicator_, kLoadGroup,
-                             model::ParallelLayout::tp_group(rank_, launch_.world_size));
-    world.barrier();
   }
 
   void build_actors(const ObservationShape& observed) {

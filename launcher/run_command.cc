@@ -48,7 +48,8 @@ actors::Request make_request(const Config& config, const model::ModelConfig& mod
   return request;
 }
 
-// Writes answers to stdout: a single one as it comes, several whole and in order.
+// Writes answers to stdout: a single one as it comes, several whole and in order, with an empty
+// line between them.
 class AnswerPrinter {
  public:
   AnswerPrinter(const Tokenizer* tokenizer, size_t answers) : answers_(answers) {
@@ -81,7 +82,7 @@ class AnswerPrinter {
       std::fwrite(answer.unprinted.data(), 1, answer.unprinted.size(), stdout);
       answer.unprinted.clear();
       if (!answer.finished) break;
-      ++next_;
+      if (++next_ < answers_.size()) std::fputc('\n', stdout);
     }
     std::fflush(stdout);
   }

@@ -103,7 +103,7 @@ class WeightLoader {
   size_t private_bytes(int world_rank) const;
 
   // Packs this rank's private tensors and its part of the shared ones. `shared` is the segment,
-  // mapped writable, shared_bytes() long; after all ranks' load() (a barrier, the caller's) it is
+  // mapped writable, shared_bytes() long; after all ranks' load() (the caller waits for them) it is
   // complete. progress(done, total) is called now and then with this rank's bytes.
   // The result points into `shared` and into memory it owns itself. Throws UserError naming tensor
   // and element when an fp8 code or scale is no number. Ranks may load at the same time.

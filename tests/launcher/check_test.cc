@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "tests/model/files.h"
 
 namespace troupe::launcher {
 namespace {
@@ -99,8 +100,7 @@ TEST(CheckReport, SaysWhatEachCollectiveMoves) {
 }
 
 TEST(CheckReport, NeedsNoCheckpointButWhatIsThereMustFit) {
-  const auto directory = std::filesystem::path(testing::TempDir()) / "troupe-check-config-only";
-  std::filesystem::remove_all(directory);
+  const auto directory = model::scratch_directory().path() / "config-only";
   std::filesystem::create_directories(directory);
   std::filesystem::copy_file(kSource / "models/tiny-moe/config.json", directory / "config.json");
   Config config = tiny();
@@ -114,7 +114,7 @@ TEST(CheckReport, NeedsNoCheckpointButWhatIsThereMustFit) {
 }
 
 std::filesystem::path model_directory(const std::string& name, const std::string& config) {
-  const auto directory = std::filesystem::path(testing::TempDir()) / ("troupe-check-" + name);
+  const auto directory = model::scratch_directory().path() / name;
   std::filesystem::create_directories(directory);
   std::ofstream(directory / "config.json") << config;
   return directory;

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "launcher/config_keys.h"
+#include "tests/model/files.h"
 
 namespace troupe::launcher {
 namespace {
@@ -17,9 +18,7 @@ const std::filesystem::path kSource = TROUPE_SOURCE_DIR;
 using Overrides = std::vector<std::string>;
 
 std::filesystem::path write_file(const std::string& text) {
-  const auto path = std::filesystem::path(testing::TempDir()) /
-                    (std::string("troupe-config-") +
-                     testing::UnitTest::GetInstance()->current_test_info()->name() + ".yaml");
+  const auto path = model::scratch_directory().path() / "input.yaml";
   std::filesystem::remove(path);  // file systems flush a file that is truncated and rewritten
   std::ofstream(path, std::ios::binary) << text;
   return path;
@@ -482,45 +481,6 @@ TEST(RequireRunnable, CountsWhatElseItRefuses) {
   } catch (const UserError& error) {
     EXPECT_EQ(error.what(), first + "; and 1 more: troupe check lists them");
   }
-}
-
-TEST(KnownKeys, DefaultsCanRun) { EXPECT_TRUE(not_runnable(Config{}).empty()); }
-
-TEST(KnownKeys, AreListedOnceEachInAKnownSection) {
-  for (const Key& key : known_keys()) {
-    EXPECT_EQ(find_key(key.section, key.name), &key) << key.path();
-    EXPECT_EQ(std::ranges::count(known_sections(), key.section), 1) << key.path();
-  }
-}
-
-// docs/configuration.md has a heading "## `section`" and under it a row "| `key` | what is expected
-// | default | meaning |" for every key; under "## Not in this version" a row "| `path` | what runs
-// |" for every key that `run` restricts; and no other row of keys.
-TEST(Documentation, ListsEveryKeyWithItsValuesAndDefault) {
-  std::ifstream file(kSource / "docs/configuration.md");
-  std::vector<std::string> rows;
-  std::string heading;
-  for (std::string line; std::getline(file, line);) {
-    if (line.starts_with("## ")) heading = line;
-    if (line.starts_with("| `")) rows.push_back(heading + " " + line);
-  }
-  const auto expect_row = [&](const std::string& start, std::string_view part) {
-    const auto row = std::ranges::find_if(
-        rows, [&](const std::string& candidate) { return candidate.starts_with(start); });
-    ASSERT_NE(row, rows.end()) << "no row: " << start;
-    EXPECT_TRUE(contains(*row, std::string(part))) << *row << " does not say " << part;
-    rows.erase(row);
-  };
-  for (const Key& key : known_keys()) {
-    expect_row(fmt::format("## `{}` | `{}` | {} | {} | ", key.section, key.name, key.expected(),
-                           value_text(key, Config{})),
-               key.no_effect.empty() ? "" : "No effect");
-    if (key.runnable.empty()) continue;
-    expect_row(fmt::format("## Not in this version | `{}` | {} |", key.path(),
-                           fmt::join(key.runnable, " or ")),
-               "");
-  }
-  EXPECT_TRUE(rows.empty()) << "no such key: " << rows.front();
 }
 
 }  // namespace

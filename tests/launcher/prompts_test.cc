@@ -5,14 +5,13 @@
 #include <fstream>
 
 #include "base/error.h"
+#include "tests/model/files.h"
 
 namespace troupe::launcher {
 namespace {
 
 std::filesystem::path write_file(const std::string& text) {
-  const auto path = std::filesystem::path(testing::TempDir()) /
-                    (std::string("troupe-prompts-") +
-                     testing::UnitTest::GetInstance()->current_test_info()->name() + ".json");
+  const auto path = model::scratch_directory().path() / "input.json";
   std::filesystem::remove(path);  // file systems flush a file that is truncated and rewritten
   std::ofstream(path, std::ios::binary) << text;
   return path;

@@ -115,6 +115,8 @@ int run_test_rank(int argc, char** argv) {
     return 99;
   }
   if (mode == "exit on SIGTERM") std::signal(SIGTERM, [](int) { _exit(7); });
+  // Does not outlive a test that dies. (Of "enter and sleep" that is what is tested.)
+  if (mode == "sleep") prctl(PR_SET_PDEATHSIG, SIGKILL);
   announce_and_sleep();
 }
 

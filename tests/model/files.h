@@ -36,6 +36,12 @@ class TemporaryDirectory {
   std::filesystem::path path_;
 };
 
+// For files that a test need not name: removed when the test program ends.
+inline const TemporaryDirectory& scratch_directory() {
+  static const TemporaryDirectory directory;
+  return directory;
+}
+
 inline std::string read_file(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
