@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/memory.h"
+#include "base/output_path.h"
 #include "layers/isa.h"
 
 namespace troupe::launcher {
@@ -89,17 +90,11 @@ std::string metrics_text(int world_size, const LaunchResult& result) {
   return text;
 }
 
-void require_writable(const std::filesystem::path& path) {
-  if (path.empty()) return;
-  const auto directory = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
-  if (::access(directory.c_str(), W_OK) != 0)
-    throw_user_error("{}: cannot write the report ({})", path.string(), errno_text("access"));
-}
-
 void write_json_file(const std::filesystem::path& path, const nlohmann::json& json) {
   // Text that is no UTF-8 cannot be told from a broken file later: replace it.
   const std::string text =
       json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  require_output_path(path);
   const std::string temporary = path.string() + ".part";
   const Fd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
   bool whole = static_cast<bool>(fd);

@@ -27,11 +27,8 @@ nlohmann::json metrics_json(int world_size, const LaunchResult& result);
 // "32 tokens, TTFT 12.1 ms, TPOT 3.4 ms, decode 290 tokens/s, MTP accepted 70 % of 45 drafts ..."
 std::string metrics_text(int world_size, const LaunchResult& result);
 
-// Before a run that ends with write_json_file(path): UserError if that cannot succeed. No path, no
-// report.
-void require_writable(const std::filesystem::path& path);
-
-// Writes the file whole or not at all. UserError naming the path.
+// Writes the file whole or not at all. UserError naming the path. A run that ends with it calls
+// require_output_path(path) before it starts.
 void write_json_file(const std::filesystem::path& path, const nlohmann::json& json);
 
 }  // namespace troupe::launcher

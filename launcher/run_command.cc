@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/output_path.h"
 #include "launcher/commands.h"
 #include "launcher/launch.h"
 #include "launcher/report.h"
@@ -108,7 +109,7 @@ void run_command(const RunArguments& arguments) {
   const Config config = read_config(arguments.config.config, arguments.config.overrides);
   for (const std::string& note : config.notes) spdlog::info("{}", note);
   require_runnable(config);
-  require_writable(arguments.json);
+  if (!arguments.json.empty()) require_output_path(arguments.json);
   const model::ModelConfig model = model::read_model_config(config.model.model_path);
   const auto tokenizer = find_tokenizer(config.model.model_path);
   const Tokenizer* tokenizer_or_null = tokenizer ? &*tokenizer : nullptr;

@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "base/output_path.h"
 #include "launcher/commands.h"
 #include "launcher/launch.h"
 #include "launcher/report.h"
@@ -110,7 +111,7 @@ Score score_of(const actors::Completion& completion) {
 void score_command(const ScoreArguments& arguments) {
   Config config = read_config(arguments.config.config, arguments.config.overrides);
   require_runnable(config);
-  require_writable(arguments.json);
+  if (!arguments.json.empty()) require_output_path(arguments.json);
   config.model.next_n = 0;  // nothing is generated
   const uint8_t observe = observe_bits(arguments);
   const model::ModelConfig model = model::read_model_config(config.model.model_path);

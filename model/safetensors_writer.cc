@@ -8,6 +8,7 @@
 #include <system_error>
 
 #include "base/error.h"
+#include "base/output_path.h"
 #include "model/safetensors.h"
 
 namespace troupe::model {
@@ -43,6 +44,7 @@ void write_at(int fd, const std::filesystem::path& path, size_t offset, const vo
 SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path,
                                      const std::vector<Entry>& entries)
     : path_(path) {
+  require_output_path(path);
   // Wide elements first: without gaps every tensor is aligned all the same.
   std::vector<Entry> order = entries;
   std::stable_sort(order.begin(), order.end(), [](const Entry& a, const Entry& b) {

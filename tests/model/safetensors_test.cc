@@ -324,6 +324,17 @@ TEST(SafetensorsWriter, AFileThatCannotBeWrittenIsNamed) {
       user_error([&] { SafetensorsWriter writer(directory.path() / "none" / "out", entries); }),
       "none/out: cannot be created");
 
+  // Neither would get the tensors: each would be replaced by a file of its name.
+  ASSERT_EQ(::mkfifo((directory.path() / "pipe").c_str(), 0600), 0);
+  std::filesystem::create_symlink("pipe", directory.path() / "link");
+  for (const char* name : {"pipe", "link"})
+    EXPECT_CONTAINS(user_error([&] { SafetensorsWriter writer(directory.path() / name, entries); }),
+                    std::string(name) + ": is not a regular file");
+  EXPECT_TRUE(std::filesystem::is_fifo(directory.path() / "pipe"));
+  EXPECT_TRUE(std::filesystem::is_symlink(directory.path() / "link"));
+  std::filesystem::remove(directory.path() / "pipe");
+  std::filesystem::remove(directory.path() / "link");
+
   struct rlimit limit;  // stands in for a full disk
   ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &limit), 0);
   const struct rlimit small { 4096, limit.rlim_max };

@@ -197,6 +197,15 @@ TEST(CommandLine, WithAReportThatCannotBeWrittenFailsBeforeTheRun) {
                   "/no/such/report.json");
 }
 
+TEST(CommandLine, WithAReportOverSomethingElseThanAFileLeavesItAlone) {
+  const model::TemporaryDirectory directory;
+  const std::string link = directory.path() / "link";
+  fs::create_symlink("elsewhere", link);
+  EXPECT_CONTAINS(run_error(tiny_config(), {"--prompt-ids", "1", "--json", link}),
+                  "link: is not a regular file");
+  EXPECT_TRUE(fs::is_symlink(link));
+}
+
 // ---- prompts ----------------------------------------------------------------------------------
 
 TEST(Prompt, WithATokenOutsideTheVocabularyNamesBoth) {

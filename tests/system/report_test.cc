@@ -64,6 +64,7 @@ TEST(Report, HasOneOutputPerPromptInTheOrderGiven) {
     Ids said = outputs[i].at("output_ids");
     if (outputs[i].at("finish_reason") == "stop") said.pop_back();  // no text
     EXPECT_EQ(outputs[i].at("text"), tokenize("--ids", joined(said)));
+    if (i > 0) printed += "\n";  // an empty line between answers
     printed += outputs[i].at("text").get<std::string>() + "\n";
   }
   EXPECT_EQ(run.ended.out, printed);
