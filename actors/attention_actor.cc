@@ -9,15 +9,6 @@ namespace troupe::actors {
 
 using layers::Rounding;
 
-namespace {
-
-template <class T>
-Matrix<T> columns(Matrix<T> m, int64_t first, int64_t count) {
-  return {m.data + first, m.rows, count, m.stride};
-}
-
-}  // namespace
-
 void add_rows(Matrix<float> residual, Matrix<const float> addend, Rounding rounding) {
   for (int64_t r = 0; r < residual.rows; ++r) {
     float* out = residual.row(r);
@@ -34,18 +25,11 @@ AttentionActor::AttentionActor(Mailbox& mailbox, const RankContext& context)
     : Actor(mailbox, msg::ActorKind::Attention),
       context_(context),
       embedding_(context, context.weights.embed),
-      rope_(static_cast<int>(context.config.qk_rope_head_dim), context.config.rope_theta,
-            context.config.yarn),
+      op_(make_attention_op(context)),
       tensor_parallel_(context.layout.uses_tensor_parallelism()),
       group_rows_(context.groups->attn_tp),
       o_proj_rows_(context.groups->o_proj_tp) {
   const model::ModelConfig& c = context_.config;
-  const int heads =
-      static_cast<int>(context_.layout.heads(context_.communicator.world_rank()).size());
-  shape_ = {.num_heads = heads,
-            .kv_lora_rank = static_cast<int>(c.kv_lora_rank),
-            .rope_dim = static_cast<int>(c.qk_rope_head_dim),
-            .softmax_scale = c.softmax_scale()};
   const auto rows = [&](int64_t cols) {
     return context_.workspace.allocate(context_.max_rows, cols);
   };
@@ -53,14 +37,6 @@ AttentionActor::AttentionActor(Mailbox& mailbox, const RankContext& context)
   normed_ = rows(c.hidden_size);
   sequences_ = rows(1);
   positions_ = rows(1);
-  cos_ = rows(c.qk_rope_head_dim / 2);
-  sin_ = rows(c.qk_rope_head_dim / 2);
-  query_latent_ = rows(c.q_lora_rank);
-  query_ = rows(heads * c.qk_head_dim());
-  latent_ = rows(c.kv_width());
-  absorbed_ = rows(heads * c.kv_width());
-  attended_ = rows(heads * c.kv_lora_rank);
-  heads_out_ = rows(heads * c.v_head_dim);
   all_heads_out_ = rows(c.num_attention_heads * c.v_head_dim);
   projected_ = rows(c.hidden_size);
   const auto o_proj_rows = static_cast<int64_t>(context_.max_rows) * o_proj_rows_.size();
@@ -147,9 +123,7 @@ void AttentionActor::begin_forward(Matrix<const int32_t> sequences,
   queries_.clear();
   for (int64_t r = 0; r < positions.rows; ++r)
     queries_.push_back({block_tables_[sequences.row(r)[0]], positions.row(r)[0]});
-  rope_.angles({positions.data, static_cast<size_t>(positions.rows)},
-               context_.workspace.floats(first_rows(cos_, positions.rows)),
-               context_.workspace.floats(first_rows(sin_, positions.rows)));
+  op_->begin_forward(queries_, positions);
   run_layer();
 }
 
@@ -200,71 +174,9 @@ void AttentionActor::run_layer() {
                               &hidden_tensor, &world_rows_));
 }
 
-Matrix<float> AttentionActor::project_query(const model::AttentionWeights& weights,
-                                            Matrix<const float> normed) {
-  const model::ModelConfig& c = context_.config;
-  const Matrix<float> query = context_.workspace.floats(first_rows(query_, normed.rows));
-  if (c.q_lora_rank > 0) {
-    const Matrix<float> low = context_.workspace.floats(first_rows(query_latent_, normed.rows));
-    layers::linear(weights.q_a, normed, low, context_.rounding);
-    layers::rms_norm(low, weights.q_a_norm, c.rms_norm_eps, low, context_.rounding);
-    layers::linear(weights.q_b, low, query, context_.rounding);
-  } else {
-    layers::linear(weights.q_b, normed, query, context_.rounding);
-  }
-  layers::apply_rope(
-      {query.data + c.qk_nope_head_dim, query.rows, query.cols - c.qk_nope_head_dim, query.stride},
-      shape_.num_heads, c.qk_head_dim(), context_.workspace.floats(first_rows(cos_, normed.rows)),
-      context_.workspace.floats(first_rows(sin_, normed.rows)), context_.rounding);
-  return query;
-}
-
-void AttentionActor::write_latents(const model::AttentionWeights& weights,
-                                   Matrix<const float> normed) {
-  const model::ModelConfig& c = context_.config;
-  const Matrix<float> latent = context_.workspace.floats(first_rows(latent_, normed.rows));
-  layers::linear(weights.kv_a, normed, latent, context_.rounding);
-  const Matrix<float> compressed = columns(latent, 0, c.kv_lora_rank);
-  layers::rms_norm(compressed, weights.kv_a_norm, c.rms_norm_eps, compressed, context_.rounding);
-  layers::apply_rope(columns(latent, c.kv_lora_rank, c.qk_rope_head_dim), 1, c.qk_rope_head_dim,
-                     context_.workspace.floats(first_rows(cos_, normed.rows)),
-                     context_.workspace.floats(first_rows(sin_, normed.rows)), context_.rounding);
-  for (int64_t r = 0; r < latent.rows; ++r)
-    context_.kv_cache.write(forward_.layer, queries_[r].block_table, queries_[r].position,
-                            {latent.row(r), static_cast<size_t>(latent.cols)});
-}
-
-Matrix<float> AttentionActor::attend(const model::AttentionWeights& weights,
-                                     Matrix<const float> normed) {
-  const model::ModelConfig& c = context_.config;
-  const int64_t rows = normed.rows;
-  const Matrix<float> query = project_query(weights, normed);
-  write_latents(weights, normed);
-
-  const Matrix<float> absorbed = context_.workspace.floats(first_rows(absorbed_, rows));
-  for (int h = 0; h < shape_.num_heads; ++h) {
-    const Matrix<float> from = columns(query, h * c.qk_head_dim(), c.qk_head_dim());
-    const Matrix<float> to = columns(absorbed, h * c.kv_width(), c.kv_width());
-    layers::linear(weights.w_uk[h], columns(from, 0, c.qk_nope_head_dim),
-                   columns(to, 0, c.kv_lora_rank), Rounding::kNone);
-    for (int64_t r = 0; r < rows; ++r)
-      std::memcpy(to.row(r) + c.kv_lora_rank, from.row(r) + c.qk_nope_head_dim,
-                  c.qk_rope_head_dim * sizeof(float));
-  }
-
-  const Matrix<float> attended = context_.workspace.floats(first_rows(attended_, rows));
-  layers::mla_attention(shape_, context_.kv_cache, forward_.layer, queries_, absorbed, attended);
-
-  const Matrix<float> heads_out = context_.workspace.floats(first_rows(heads_out_, rows));
-  for (int h = 0; h < shape_.num_heads; ++h)
-    layers::linear(weights.w_uv[h], columns(attended, h * c.kv_lora_rank, c.kv_lora_rank),
-                   columns(heads_out, h * c.v_head_dim, c.v_head_dim), context_.rounding);
-  return heads_out;
-}
-
 void AttentionActor::run_attention(const model::AttentionWeights& weights,
                                    Matrix<const float> normed, Matrix<float> out) {
-  project_output(weights, attend(weights, normed), out);
+  project_output(weights, op_->attend(forward_.layer, weights, normed), out);
 }
 
 // All-to-all within the attention group: from its rows with my heads to my rows with all heads.
@@ -277,8 +189,8 @@ Matrix<const float> AttentionActor::heads_to_rows(Matrix<const float> heads_out)
   for (int r = 0; r < group_rows_.size(); ++r) {
     send_views_.push_back(group_rows_.rows_of(r, heads_out));
     const model::Range heads = context_.layout.heads(group_rows_.group().world_rank(r));
-    receive_views_.push_back(columns(all, heads.begin * context_.config.v_head_dim,
-                                     heads.size() * context_.config.v_head_dim));
+    receive_views_.push_back(all.columns_from(heads.begin * context_.config.v_head_dim,
+                                              heads.size() * context_.config.v_head_dim));
   }
   group_rows_.exchange(send_views_, receive_views_, context_.row_format());
   return all;
@@ -301,7 +213,7 @@ void AttentionActor::project_output(const model::AttentionWeights& weights,
     send_views_.clear();
     receive_views_.clear();
     for (int r = 0; r < o_proj_rows_.size(); ++r) {
-      send_views_.push_back(columns(inputs, part(r).begin, part(r).size()));
+      send_views_.push_back(inputs.columns_from(part(r).begin, part(r).size()));
       receive_views_.push_back(o_proj_rows_.rows_of(r, all));
     }
     o_proj_rows_.exchange(send_views_, receive_views_, context_.row_format());

@@ -1,10 +1,10 @@
-// actors/attention_actor.h: the decoder layers of one rank: embedding, MLA, and the layer loop.
+// actors/attention_actor.h: the decoder layers of one rank: embedding, attention, and the layer
+// loop.
 //
 // Owns      the rows (residual stream) of the step and the KV cache of this rank's sequences. The
-// ranks
-//           of an attention tensor-parallel group run the same sequences: each holds all their
-//           latents, computes its heads for all their rows, and keeps one slice of the residual
-//           stream (sequence parallelism), so that between stages no two ranks hold the same row.
+//           ranks of an attention tensor-parallel group run the same sequences: each computes its
+//           heads for all their rows (AttentionOp), and keeps one slice of the residual stream
+//           (sequence parallelism), so that between stages no two ranks hold the same row.
 // Hears     StepPlan: embeds its tokens and runs all layers, then LayersDone to the LM-head actor.
 //           ForwardLayers from the MTP actor: the same layers code over other rows.
 //           FeedForwardDone: the MoE actor has added a layer's feed-forward part; the next layer.
@@ -16,11 +16,10 @@
 #include <vector>
 
 #include "actors/actor.h"
+#include "actors/attention_op.h"
 #include "actors/embedding_lookup.h"
 #include "actors/rank_context.h"
 #include "actors/row_exchange.h"
-#include "layers/mla.h"
-#include "layers/rope.h"
 
 namespace troupe::actors {
 
@@ -40,7 +39,6 @@ class AttentionActor final : public Actor {
   // Attention of all rows of the group, o_proj of the own ones.
   void run_attention(const model::AttentionWeights& weights, Matrix<const float> normed,
                      Matrix<float> out);
-  Matrix<float> attend(const model::AttentionWeights& weights, Matrix<const float> normed);
   void project_output(const model::AttentionWeights& weights, Matrix<const float> heads_out,
                       Matrix<float> out);
   Matrix<const float> heads_to_rows(Matrix<const float> heads_out);
@@ -48,14 +46,11 @@ class AttentionActor final : public Actor {
   void gather_hidden();
   void show_hidden(LayerStage after) const;
   model::Range own_slice(int64_t rows) const;
-  Matrix<float> project_query(const model::AttentionWeights& weights, Matrix<const float> normed);
-  void write_latents(const model::AttentionWeights& weights, Matrix<const float> normed);
   const model::LayerWeights& layer_weights(int layer) const;
 
   RankContext context_;
   EmbeddingLookup embedding_;
-  layers::Rope rope_;
-  layers::MlaShape shape_;
+  std::unique_ptr<AttentionOp> op_;
   bool tensor_parallel_;     // any axis: then ranks must know each other's row counts
   RowExchange group_rows_;   // attn_tp
   RowExchange o_proj_rows_;  // o_proj_tp
@@ -69,14 +64,13 @@ class AttentionActor final : public Actor {
   } forward_;
   bool observe_layers_ = false;
   std::vector<std::span<const int32_t>> block_tables_;  // of the plan's sequences
-  std::vector<layers::MlaQuery> queries_;               // of the forward's rows
+  std::vector<layers::KvQuery> queries_;                // of the forward's rows
   std::vector<int32_t> step_tokens_;                    // of the plan
   std::vector<Matrix<const float>> send_views_;
   std::vector<Matrix<float>> receive_views_;
 
   // [max_rows, ...]
-  msg::Tensor hidden_, normed_, sequences_, positions_, cos_, sin_, query_latent_, query_, latent_,
-      absorbed_, attended_, heads_out_, all_heads_out_, projected_;
+  msg::Tensor hidden_, normed_, sequences_, positions_, all_heads_out_, projected_;
   msg::Tensor o_proj_inputs_, partial_;  // [rows of the o_proj group, ...]
   msg::Tensor world_rows_;               // [world, 1] int32
 };

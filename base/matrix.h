@@ -26,6 +26,11 @@ struct Matrix {
                  count, rows);
     return Matrix(data + first * stride, count, cols, stride);
   }
+  Matrix columns_from(int64_t first, int64_t count) const {
+    TROUPE_CHECK(first >= 0 && count >= 0 && first + count <= cols, "columns {}+{} of {}", first,
+                 count, cols);
+    return Matrix(data + first, rows, count, stride);
+  }
   operator Matrix<const T>() const requires(!std::is_const_v<T>) {
     return Matrix<const T>(data, rows, cols, stride);
   }

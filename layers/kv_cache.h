@@ -54,4 +54,10 @@ class KvCache {
   std::byte* memory_ = nullptr;
 };
 
+// One query row: the token at `position` may see the rows [0, position] of its sequence.
+struct KvQuery {
+  std::span<const int32_t> block_table;
+  int64_t position = 0;
+};
+
 }  // namespace troupe::layers

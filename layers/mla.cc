@@ -13,7 +13,7 @@
 namespace troupe::layers {
 namespace {
 
-void check_shapes(const MlaShape& shape, const KvCache& cache, std::span<const MlaQuery> queries,
+void check_shapes(const MlaShape& shape, const KvCache& cache, std::span<const KvQuery> queries,
                   Matrix<const float> q, Matrix<float> o) {
   const int64_t tokens = static_cast<int64_t>(queries.size());
   const int64_t width = shape.kv_lora_rank + shape.rope_dim;
@@ -29,7 +29,7 @@ void check_shapes(const MlaShape& shape, const KvCache& cache, std::span<const M
 }
 
 // Every block that the query reads must exist.
-void check_query(const KvCache& cache, int layer, const MlaQuery& query) {
+void check_query(const KvCache& cache, int layer, const KvQuery& query) {
   cache.row(layer, query.block_table, query.position);
   const int64_t blocks = query.position / cache.shape().block_size + 1;
   for (const int32_t block : query.block_table.first(blocks)) cache.block(layer, block);
@@ -83,7 +83,7 @@ MlaArgs arguments(const MlaShape& shape, const KvCache& cache, int layer) {
 }  // namespace
 
 void mla_attention(const MlaShape& shape, const KvCache& cache, int layer,
-                   std::span<const MlaQuery> queries, Matrix<const float> q, Matrix<float> o) {
+                   std::span<const KvQuery> queries, Matrix<const float> q, Matrix<float> o) {
   check_shapes(shape, cache, queries, q, o);
   if (queries.empty()) return;
   const auto mla = cache.shape().type == KvType::kF32 ? kernels().mla_f32 : kernels().mla_bf16;
@@ -137,7 +137,7 @@ struct OnlineSoftmax {
 };
 
 // One head of one token: q [kv_lora_rank + rope_dim], o [kv_lora_rank].
-void attend(const MlaShape& shape, const KvCache& cache, int layer, const MlaQuery& query,
+void attend(const MlaShape& shape, const KvCache& cache, int layer, const KvQuery& query,
             const float* q, float* o) {
   OnlineSoftmax softmax;
   std::fill_n(o, shape.kv_lora_rank, 0.0f);
@@ -165,7 +165,7 @@ void attend(const MlaShape& shape, const KvCache& cache, int layer, const MlaQue
 }  // namespace
 
 void mla_attention(const MlaShape& shape, const KvCache& cache, int layer,
-                   std::span<const MlaQuery> queries, Matrix<const float> q, Matrix<float> o) {
+                   std::span<const KvQuery> queries, Matrix<const float> q, Matrix<float> o) {
   check_shapes(shape, cache, queries, q, o);
   for (int64_t t = 0; t < q.rows; ++t) {
     for (int h = 0; h < shape.num_heads; ++h) {

@@ -22,12 +22,6 @@ struct MlaShape {
   float softmax_scale = 0;
 };
 
-// One query row: the token at `position` sees the rows [0, position] of its sequence.
-struct MlaQuery {
-  std::span<const int32_t> block_table;
-  int64_t position = 0;
-};
-
 // o[t][h] = sum over j <= position of softmax_j(scale * q[t][h] . row_j) * latent_j
 //
 // For each chunk in ascending order: scores (dot products over 16 lanes, one tree), the chunk's
@@ -36,11 +30,11 @@ struct MlaQuery {
 //   q  [tokens, num_heads * (kv_lora_rank + rope_dim)]   per head: absorbed, then rotated query
 //   o  [tokens, num_heads * kv_lora_rank]                out, fp32, not rounded
 void mla_attention(const MlaShape& shape, const KvCache& cache, int layer,
-                   std::span<const MlaQuery> queries, Matrix<const float> q, Matrix<float> o);
+                   std::span<const KvQuery> queries, Matrix<const float> q, Matrix<float> o);
 
 namespace reference {
 void mla_attention(const MlaShape& shape, const KvCache& cache, int layer,
-                   std::span<const MlaQuery> queries, Matrix<const float> q, Matrix<float> o);
+                   std::span<const KvQuery> queries, Matrix<const float> q, Matrix<float> o);
 }  // namespace reference
 
 }  // namespace troupe::layers

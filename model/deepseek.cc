@@ -50,7 +50,8 @@ class DeepseekWeights {
   AttentionWeights attention(const std::string& prefix) {
     const int64_t all_heads = config_.num_attention_heads;
     const int64_t query_width = all_heads * config_.qk_head_dim();
-    AttentionWeights weights;
+    AttentionWeights attention;
+    MlaWeights& weights = attention.mla.emplace();
     if (config_.q_lora_rank > 0) {
       weights.q_a =
           replicated(linear(prefix + "q_a_proj.weight", config_.q_lora_rank, config_.hidden_size));
@@ -65,14 +66,14 @@ class DeepseekWeights {
         linear(prefix + "kv_a_proj_with_mqa.weight", config_.kv_width(), config_.hidden_size));
     weights.kv_a_norm = norm(prefix + "kv_a_layernorm.weight", config_.kv_lora_rank);
     add_kv_b(prefix + "kv_b_proj.weight", weights);
-    weights.o = row_parallel(
+    attention.o = row_parallel(
         linear(prefix + "o_proj.weight", config_.hidden_size, all_heads * config_.v_head_dim),
         layout_.o_proj_tp_size());
-    return weights;
+    return attention;
   }
 
   // Per head, kv_b holds nope rows that make keys and v rows that make values of the latent.
-  void add_kv_b(const std::string& name, AttentionWeights& weights) {
+  void add_kv_b(const std::string& name, MlaWeights& weights) {
     const int64_t nope = config_.qk_nope_head_dim;
     const int64_t head_rows = nope + config_.v_head_dim;
     const TensorSpec kv_b =

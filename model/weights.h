@@ -21,7 +21,7 @@ namespace troupe::model {
 
 using layers::PackedMatrix;
 
-struct AttentionWeights {           // one layer's MLA; h = this rank's heads
+struct MlaWeights {                 // one layer's; h = this rank's heads
   PackedMatrix q_a;                 // [q_lora, hidden]; rows 0 without q_lora
   std::span<const float> q_a_norm;  // [q_lora]
   PackedMatrix q_b;   // [h (nope + rope), q_lora], or q_proj [.., hidden] without q_lora
@@ -29,7 +29,11 @@ struct AttentionWeights {           // one layer's MLA; h = this rank's heads
   std::span<const float> kv_a_norm;  // [kv_lora]
   std::vector<PackedMatrix> w_uk;  // per head [kv_lora, nope]: absorbs the query (kv_b, transposed)
   std::vector<PackedMatrix> w_uv;  // per head [v, kv_lora]: from latent to value
-  PackedMatrix o;                  // [hidden, h v], 16 leaves over all heads' h v
+};
+
+struct AttentionWeights {
+  std::optional<MlaWeights> mla;
+  PackedMatrix o;  // [hidden, h v], 16 leaves over all heads' h v
 };
 
 struct MlpWeights {      // gated MLP of some width w

@@ -38,5 +38,14 @@ TEST(Matrix, RowsBeyondTheEndAreRefused) {
   EXPECT_THROW(matrix.rows_from(0, -1), std::logic_error);
 }
 
+TEST(Matrix, ColumnsFromIsAViewOfTheSameRows) {
+  std::vector<float> data{0, 1, 2, 3, 4, 5, 6, 7};
+  const Matrix<float> last = Matrix<float>(data.data(), 2, 3, 4).columns_from(1, 2);
+  EXPECT_EQ(last.row(1)[0], 5);
+  EXPECT_EQ(last.cols, 2);
+  EXPECT_EQ(last.stride, 4);
+  EXPECT_THROW(last.columns_from(1, 2), std::logic_error);
+}
+
 }  // namespace
 }  // namespace troupe

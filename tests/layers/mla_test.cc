@@ -56,7 +56,7 @@ struct Sequence {
   std::vector<float> attend(Attention attention, const std::vector<int64_t>& positions) const {
     const int64_t tokens = static_cast<int64_t>(positions.size());
     std::vector<float> some_q;
-    std::vector<MlaQuery> queries;
+    std::vector<KvQuery> queries;
     for (const int64_t position : positions) {
       queries.push_back({table, position});
       const auto begin = q.begin() + position * shape.num_heads * width;

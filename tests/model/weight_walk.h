@@ -113,7 +113,8 @@ class WeightWalk {
     matrix(prefix + "down_proj.weight", weights.down, 0, first);
   }
 
-  void attention(const std::string& prefix, const AttentionWeights& weights) {
+  void attention(const std::string& prefix, const AttentionWeights& attention) {
+    const MlaWeights& weights = *attention.mla;
     const int tp = sizes_.attn_tp_size;
     const int64_t heads = config_.num_attention_heads / tp;
     const int64_t first_head = rank_ % tp * heads;
@@ -129,10 +130,10 @@ class WeightWalk {
     ASSERT_EQ(std::ssize(weights.w_uv), heads);
     for (int64_t i = 0; i < heads; ++i)
       kv_b_head(prefix + "kv_b_proj.weight", first_head + i, weights.w_uk[i], weights.w_uv[i]);
-    ASSERT_EQ(weights.o.leaves.total_leaves, 16);
+    ASSERT_EQ(attention.o.leaves.total_leaves, 16);
     const int o_proj_tp = num_o_proj_ranks(sizes_);
     const int64_t o_proj_head = rank_ % o_proj_tp * config_.num_attention_heads / o_proj_tp;
-    matrix(prefix + "o_proj.weight", weights.o, 0, o_proj_head * config_.v_head_dim);
+    matrix(prefix + "o_proj.weight", attention.o, 0, o_proj_head * config_.v_head_dim);
   }
 
   void kv_b_head(const std::string& name, int64_t head, const PackedMatrix& w_uk,

@@ -1,0 +1,37 @@
+// actors/mla_attention.h: multi-head latent attention of one rank, absorbed (layers/mla.h).
+//
+// A cache row is a position's latent and its rotated key, the same for all heads: the ranks of an
+// attention group each keep all of them.
+#pragma once
+
+#include "actors/attention_op.h"
+#include "actors/rotary_rows.h"
+#include "layers/mla.h"
+
+namespace troupe::actors {
+
+class MlaAttention final : public AttentionOp {
+ public:
+  explicit MlaAttention(const RankContext& context);
+
+  void begin_forward(std::span<const layers::KvQuery> queries,
+                     Matrix<const int32_t> positions) override;
+  Matrix<float> attend(int layer, const model::AttentionWeights& weights,
+                       Matrix<const float> normed) override;
+
+ private:
+  Matrix<float> project_query(const model::MlaWeights& weights, Matrix<const float> normed);
+  void write_latents(int layer, const model::MlaWeights& weights, Matrix<const float> normed);
+  Matrix<float> absorb(const model::MlaWeights& weights, Matrix<const float> query);
+  Matrix<float> to_values(const model::MlaWeights& weights, Matrix<const float> attended);
+
+  RankContext context_;
+  layers::MlaShape shape_;
+  RotaryRows rotary_;
+  std::span<const layers::KvQuery> queries_;
+
+  // [max_rows, ...]
+  msg::Tensor query_latent_, query_, latent_, absorbed_, attended_, heads_out_;
+};
+
+}  // namespace troupe::actors
