@@ -9,6 +9,7 @@
 
 #include "actors/rank.h"
 #include "base/error.h"
+#include "launcher/bench_command.h"
 #include "launcher/commands.h"
 #include "launcher/launch.h"
 #include "launcher/supervisor.h"
@@ -144,6 +145,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   add_verify(app, verify, status);
   add_tokenize(app, tokenize);
   add_check(app, check);
+  add_bench_command(app);
   add_rank(app, rank, status);
   app.parse(argc, argv);
   return status;

@@ -1,0 +1,13 @@
+#include "launcher/bench_command.h"
+
+#include <CLI/CLI.hpp>
+
+namespace troupe::launcher {
+
+void add_bench_command(CLI::App& app) {
+  CLI::App* bench = app.add_subcommand("bench", "measure a part of the program on this machine");
+  bench->require_subcommand(1);
+  add_bench_collectives(*bench);
+}
+
+}  // namespace troupe::launcher

@@ -1,0 +1,16 @@
+// launcher/bench_command.h: `troupe bench ...`, one subcommand a file.
+#pragma once
+
+namespace CLI {
+class App;
+}
+
+namespace troupe::launcher {
+
+// Adds `bench` and its subcommands to the command line; they run when it is parsed.
+void add_bench_command(CLI::App& app);
+
+// Each adds one subcommand to `bench`. All print a table to stdout and take --json FILE.
+void add_bench_collectives(CLI::App& bench);  // bench_collectives.cc
+
+}  // namespace troupe::launcher
