@@ -1,0 +1,175 @@
+#include "layers/team.h"
+
+#include <gtest/gtest.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <mutex>
+#include <numeric>
+#include <set>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+namespace troupe::layers {
+namespace {
+
+using std::chrono::milliseconds;
+
+// Both ways of waiting are tried, whatever this machine has cores for.
+class AnyTeam : public testing::TestWithParam<bool> {
+ protected:
+  TeamOptions options(int threads) const { return {.threads = threads, .spin = GetParam()}; }
+};
+INSTANTIATE_TEST_SUITE_P(Waits, AnyTeam, testing::Bool(),
+                         [](const auto& test) { return test.param ? "Spinning" : "Sleeping"; });
+
+TEST_P(AnyTeam, VisitsEveryPartOnceWhateverItsSize) {
+  for (const int threads : {1, 2, 3, 8}) {
+    Team team(options(threads));
+    const UseTeam use(team);
+    for (const int64_t count : {0, 1, 2, 7, 64, 1000}) {
+      for (const int64_t grain : {1, 3, 64, 2000}) {
+        std::vector<int> visits(count);
+
+        parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+          EXPECT_EQ(begin % grain, 0);
+          for (int64_t i = begin; i < end; ++i) ++visits[i];
+        });
+
+        EXPECT_EQ(std::ranges::count(visits, 1), count) << threads << " threads, grain " << grain;
+      }
+    }
+  }
+}
+
+TEST_P(AnyTeam, SeesWhatTheLoopBeforeHasWritten) {
+  Team team(options(3));
+  const UseTeam use(team);
+  constexpr int64_t kSize = 301;
+  constexpr int kLoops = 2000;
+  std::vector<int64_t> from(kSize), to(kSize);
+
+  // Every part reads one that another thread may have written.
+  for (int loop = 0; loop < kLoops; ++loop) {
+    parallel_for(kSize, 10, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) to[i] = from[(i + 150) % kSize] + 1;
+    });
+    std::swap(from, to);
+  }
+
+  EXPECT_EQ(std::ranges::count(from, kLoops), kSize);
+}
+
+TEST_P(AnyTeam, SharesALoopAmongItsThreads) {
+  Team team(options(3));
+  const UseTeam use(team);
+  std::mutex mutex;
+  std::set<std::thread::id> threads;
+  std::atomic<int> inside{0};
+
+  // Nobody leaves a part before all three threads have taken one.
+  parallel_for(3, 1, [&](int64_t, int64_t) {
+    {
+      const std::lock_guard lock(mutex);
+      threads.insert(std::this_thread::get_id());
+    }
+    for (++inside; inside < 3;) std::this_thread::yield();
+  });
+
+  EXPECT_EQ(threads.size(), 3u);
+  EXPECT_TRUE(threads.contains(std::this_thread::get_id()));
+}
+
+TEST_P(AnyTeam, WakesThreadsThatHaveGoneToSleep) {
+  Team team(options(2));
+  const UseTeam use(team);
+  for (int loop = 0; loop < 3; ++loop) {
+    std::this_thread::sleep_for(milliseconds(20));
+    std::atomic<int> inside{0};
+
+    parallel_for(2, 1, [&](int64_t, int64_t) {
+      for (++inside; inside < 2;) std::this_thread::yield();
+    });
+
+    EXPECT_EQ(inside, 2);
+  }
+}
+
+TEST_P(AnyTeam, RunsALoopInsideAPieceInPlace) {
+  Team team(options(2));
+  const UseTeam use(team);
+  std::atomic<int64_t> sum{0};
+
+  parallel_for(4, 1, [&](int64_t begin, int64_t end) {
+    EXPECT_EQ(current_team(), nullptr);
+    const auto outer = std::this_thread::get_id();
+    parallel_for(100, 1, [&](int64_t first, int64_t last) {
+      EXPECT_EQ(std::this_thread::get_id(), outer);
+      sum += (last - first) * (end - begin);
+    });
+  });
+
+  EXPECT_EQ(sum, 400);
+  EXPECT_EQ(current_team(), &team);
+}
+
+TEST_P(AnyTeam, ThrowsAPiecesExceptionInTheCallerAndGoesOn) {
+  Team team(options(2));
+  const UseTeam use(team);
+  const auto throwing = [](int64_t begin, int64_t end) {
+    if (begin <= 77 && 77 < end) throw std::runtime_error("part 77");
+  };
+
+  try {
+    parallel_for(100, 1, throwing);
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const std::runtime_error& error) {
+    EXPECT_STREQ(error.what(), "part 77");
+  }
+
+  std::atomic<int64_t> visited{0};
+  parallel_for(100, 1, [&](int64_t begin, int64_t end) { visited += end - begin; });
+  EXPECT_EQ(visited, 100);
+}
+
+TEST(Team, IsUsedByItsOwnThreadAlone) {
+  Team team({.threads = 2});
+  const UseTeam use(team);
+
+  std::thread([] { EXPECT_EQ(current_team(), nullptr); }).join();
+
+  {
+    Team other({.threads = 3});
+    const UseTeam use_other(other);
+    EXPECT_EQ(current_team(), &other);
+  }
+  EXPECT_EQ(current_team(), &team);
+}
+
+TEST(Team, PutsEachThreadOnItsCpu) {
+  cpu_set_t before;
+  ASSERT_EQ(sched_getaffinity(0, sizeof(before), &before), 0);
+  std::vector<int> allowed;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+    if (CPU_ISSET(cpu, &before)) allowed.push_back(cpu);
+  const int first = allowed.front(), second = allowed.back();
+
+  {
+    Team team({.threads = 2, .cpus = {first, second}});
+    const UseTeam use(team);
+    const auto caller = std::this_thread::get_id();
+    std::atomic<int> inside{0};
+    parallel_for(2, 1, [&](int64_t, int64_t) {
+      for (++inside; inside < 2;) std::this_thread::yield();
+      EXPECT_EQ(sched_getcpu(), std::this_thread::get_id() == caller ? first : second);
+    });
+  }
+
+  ASSERT_EQ(sched_setaffinity(0, sizeof(before), &before), 0);
+}
+
+}  // namespace
+}  // namespace troupe::layers
