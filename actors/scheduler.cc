@@ -7,7 +7,8 @@
 namespace troupe::actors {
 
 struct Scheduler::Sequence {
-  int index = 0;
+  int id = 0;
+  std::chrono::steady_clock::time_point submitted = std::chrono::steady_clock::now();
   Request request;
   Completion completion;
   std::vector<int32_t> tokens;  // prompt and what was made; all but the last few have KV rows
@@ -19,8 +20,15 @@ struct Scheduler::Sequence {
   int count = 0;
   int num_drafts = 0;
   bool sample = false;
+  bool running = false;   // on a rank
+  bool released = false;  // to be forgotten once it no longer runs
 
   bool in_prompt() const { return computed < static_cast<int64_t>(request.prompt.size()); }
+  bool ended() const { return completion.reason != FinishReason::kNone; }
+  bool cancelled() const { return completion.reason == FinishReason::kCancelled; }
+  double age_s() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - submitted).count();
+  }
 };
 
 struct Scheduler::DpRank {
@@ -95,56 +103,72 @@ Scheduler::Scheduler(Mailbox& mailbox, const SchedulerLimits& limits, OnTokens o
 
 Scheduler::~Scheduler() = default;
 
-void Scheduler::submit(Request request) {
+void require_fitting(const Request& request, int index, int64_t max_positions) {
   const auto length = static_cast<int64_t>(request.prompt.size());
-  const int index = static_cast<int>(sequences_.size());
-  if (length > limits_.max_positions)
+  if (length > max_positions)
     throw_user_error(
         "prompt {} has {} tokens, more than the model's max_position_embeddings {}; "
         "shorten it",
-        index, length, limits_.max_positions);
-  auto sequence = std::make_unique<Sequence>();
-  sequence->index = index;
-  sequence->tokens = request.prompt;
-  sequence->request = std::move(request);
-  sequences_.push_back(std::move(sequence));
+        index, length, max_positions);
 }
 
-void Scheduler::start() {
-  started_ = std::chrono::steady_clock::now();
-  plan_step();
+int Scheduler::submit(Request request) {
+  require_fitting(request, num_submitted_, limits_.max_positions);
+  auto sequence = std::make_unique<Sequence>();
+  sequence->id = num_submitted_++;
+  sequence->tokens = request.prompt;
+  sequence->request = std::move(request);
+  waiting_.push_back(sequence.get());
+  const int id = sequence->id;
+  sequences_.emplace(id, std::move(sequence));
+  return id;
+}
+
+void Scheduler::cancel(int id) {
+  Sequence& s = *sequences_.at(id);
+  if (s.ended()) return;
+  s.completion.reason = FinishReason::kCancelled;
+  std::erase(waiting_, &s);  // one that runs leaves at the end of its step
+  on_tokens_(id, {}, FinishReason::kCancelled);
+}
+
+void Scheduler::release(int id) {
+  Sequence& s = *sequences_.at(id);
+  TROUPE_CHECK(s.ended(), "request {}", id);
+  s.released = true;
+  if (!s.running) sequences_.erase(id);
+}
+
+bool Scheduler::step_under_way() const {
+  return std::ranges::find(asked_, uint8_t{1}) != asked_.end();
 }
 
 bool Scheduler::finished() const {
-  const bool all_answered = std::ranges::find(asked_, uint8_t{1}) == asked_.end();
-  return num_finished_ == sequences_.size() && all_answered;
+  return waiting_.empty() && num_running_ == 0 && !step_under_way();
 }
 
-const Completion& Scheduler::completion(int index) const { return sequences_[index]->completion; }
-
-double Scheduler::now_s() const {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
-}
+const Completion& Scheduler::completion(int id) const { return sequences_.at(id)->completion; }
 
 // A waiting request goes to the rank with the fewest sequences (the lowest of equals); it takes the
 // blocks for its whole life at once, so a running one never lacks any.
 void Scheduler::admit() {
-  const auto batch_size = static_cast<size_t>(limits_.batch_size);
-  while (next_waiting_ < sequences_.size() && next_waiting_ - num_finished_ < batch_size) {
+  while (!waiting_.empty() && num_running_ < limits_.batch_size) {
     DpRank& least =
         *std::ranges::min_element(dp_ranks_, {}, [](const DpRank& d) { return d.running.size(); });
-    Sequence& sequence = *sequences_[next_waiting_];
+    Sequence& sequence = *waiting_.front();
     const int64_t wanted =
         static_cast<int64_t>(sequence.request.prompt.size()) + sequence.request.max_new_tokens;
     const int64_t positions = std::min(wanted, limits_.max_positions) + limits_.num_drafts + 1;
     const int64_t blocks = (positions + limits_.block_size - 1) / limits_.block_size;
     if (!least.pool.extend(sequence.block_table, blocks)) {
       TROUPE_CHECK(!least.running.empty(), "{} blocks for request {}, {} in the pool", blocks,
-                   sequence.index, least.pool.free_blocks());
+                   sequence.id, least.pool.free_blocks());
       return;
     }
+    waiting_.pop_front();
     least.running.push_back(&sequence);
-    ++next_waiting_;
+    sequence.running = true;
+    ++num_running_;
   }
 }
 
@@ -164,9 +188,13 @@ void Scheduler::plan_sequence(Sequence& s, int& prefill_budget) {
   }
 }
 
-void Scheduler::plan_step() {
+void Scheduler::advance() {
+  if (step_under_way()) return;
   admit();
-  if (finished()) return;
+  if (num_running_ > 0) plan_step();
+}
+
+void Scheduler::plan_step() {
   ++step_;
   decode_step_ = true;
   for (DpRank& dp_rank : dp_ranks_) {
@@ -207,7 +235,7 @@ void Scheduler::send_plans() {
       const msg::Sampling sampling(r.temperature, r.top_p, r.top_k, 0, r.seed);
       const auto token_vector = b.CreateVector(tokens);
       const auto table = b.CreateVector(s->block_table);
-      plans.push_back(msg::CreateSequencePlan(b, static_cast<uint32_t>(s->index),
+      plans.push_back(msg::CreateSequencePlan(b, static_cast<uint32_t>(s->id),
                                               static_cast<int32_t>(s->first), token_vector,
                                               s->num_drafts, s->sample, next, table, &sampling));
     }
@@ -233,13 +261,20 @@ void Scheduler::finish_step() {
       std::chrono::duration<double>(std::chrono::steady_clock::now() - step_started_).count();
   (decode_step_ ? statistics_.decode_s : statistics_.prefill_s) += elapsed;
   ++(decode_step_ ? statistics_.decode_steps : statistics_.prefill_steps);
+  erase_ended();
+  advance();
+}
+
+void Scheduler::erase_ended() {
   for (DpRank& dp_rank : dp_ranks_)
     std::erase_if(dp_rank.running, [&](Sequence* s) {
-      if (s->completion.reason == FinishReason::kNone) return false;
+      if (!s->ended()) return false;
       dp_rank.pool.release(s->block_table);
+      s->running = false;
+      --num_running_;
+      if (s->released) sequences_.erase(s->id);
       return true;
     });
-  plan_step();
 }
 
 // A rank's observation section holds its slice of the rows that its attention group computed.
@@ -249,8 +284,8 @@ void Scheduler::show_observed(const DpRank& dp_rank, int rank) {
   int64_t row = 0;
   for (const Sequence* s : dp_rank.planned) {
     const int64_t begin = std::max(own.begin, row), end = std::min(own.end, row + s->count);
-    if (s->request.observe != 0 && begin < end)
-      on_observed_(s->index, rank, static_cast<int>(begin - own.begin),
+    if (s->request.observe != 0 && !s->cancelled() && begin < end)
+      on_observed_(s->id, rank, static_cast<int>(begin - own.begin),
                    static_cast<int>(s->first + begin - row), static_cast<int>(end - begin));
     row += s->count;
   }
@@ -280,6 +315,7 @@ void Scheduler::apply(DpRank& dp_rank, int rank, const msg::StepDone& done) {
 }
 
 void Scheduler::apply(Sequence& s, const Answer& answer) {
+  if (s.ended()) return;  // cancelled during the step
   Completion& completion = s.completion;
   const size_t tokens_before = completion.tokens.size();
   const auto accepted = static_cast<int64_t>(answer.tokens.size()) - 1;
@@ -305,7 +341,7 @@ void Scheduler::accept_tokens(Sequence& s, std::span<const int32_t> tokens) {
   if (tokens.empty()) return;
   Completion& completion = s.completion;
   const size_t first_new = completion.tokens.size();
-  if (first_new == 0) completion.first_token_s = now_s();
+  if (first_new == 0) completion.first_token_s = s.age_s();
   const auto room = [&] {
     return static_cast<int64_t>(completion.tokens.size()) < s.request.max_new_tokens &&
            static_cast<int64_t>(s.tokens.size()) < limits_.max_positions;
@@ -321,9 +357,8 @@ void Scheduler::accept_tokens(Sequence& s, std::span<const int32_t> tokens) {
   }
   if (completion.reason == FinishReason::kNone && !room())
     completion.reason = FinishReason::kLength;
-  completion.last_token_s = now_s();
-  if (completion.reason != FinishReason::kNone) ++num_finished_;
-  on_tokens_(s.index, std::span(completion.tokens).subspan(first_new), completion.reason);
+  completion.last_token_s = s.age_s();
+  on_tokens_(s.id, std::span(completion.tokens).subspan(first_new), completion.reason);
 }
 
 }  // namespace troupe::actors

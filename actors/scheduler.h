@@ -12,10 +12,12 @@
 
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <set>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "actors/actor.h"
@@ -35,7 +37,10 @@ struct Request {
   uint8_t observe = 0;  // msg::Observe bits
 };
 
-enum class FinishReason { kNone, kStop, kLength };
+// UserError when the prompt has more tokens than `max_positions`; `index` names it.
+void require_fitting(const Request& request, int index, int64_t max_positions);
+
+enum class FinishReason { kNone, kStop, kLength, kCancelled };
 
 // What became of a request.
 struct Completion {
@@ -44,7 +49,7 @@ struct Completion {
   std::vector<double> log_probs;      // of prompt tokens 1, 2, ... (observe LogProbs)
   int64_t drafted = 0, accepted = 0;  // over all verification steps
   int64_t verify_steps = 0;
-  double first_token_s = 0;  // since the request was submitted
+  double first_token_s = 0;  // since the request was submitted, as last_token_s
   double last_token_s = 0;
 };
 
@@ -73,25 +78,31 @@ struct SchedulerLimits {
 
 class Scheduler final : public Actor {
  public:
-  // New tokens of request `index`, as they come; reason is set with the last ones.
-  using OnTokens = std::function<void(int index, std::span<const int32_t> tokens, FinishReason)>;
-  // The rows [first_position, first_position + count) of request `index` have been observed: they
+  // New tokens of request `id`, as they come; reason is set with the last ones.
+  using OnTokens = std::function<void(int id, std::span<const int32_t> tokens, FinishReason)>;
+  // The rows [first_position, first_position + count) of request `id` have been observed: they
   // are rows [first_row, first_row + count) of rank `rank`'s observation section until this
   // returns. (The ranks of an attention group show a slice each.)
   using OnObserved =
-      std::function<void(int index, int rank, int first_row, int first_position, int count)>;
+      std::function<void(int id, int rank, int first_row, int first_position, int count)>;
 
   Scheduler(Mailbox& mailbox, const SchedulerLimits& limits, OnTokens on_tokens,
             OnObserved on_observed);
   ~Scheduler() override;
 
-  // Before start(). UserError when a prompt does not fit max_positions.
-  void submit(Request request);
-  void start();  // sends the first plans
-  bool finished() const;
+  // Requests come and go at any time, also within the callbacks. The id of a new one: 0, 1, 2, ...
+  // UserError when its prompt does not fit max_positions.
+  int submit(Request request);
+  // Ends a request, unless it has ended: nothing of it is said after FinishReason::kCancelled.
+  void cancel(int id);
+  // Forgets a request that has ended.
+  void release(int id);
+  // Plans a step when none is under way and there is something to do.
+  void advance();
+  bool finished() const;  // every request has ended and no step is under way
   uint64_t step() const { return step_; }
 
-  const Completion& completion(int index) const;
+  const Completion& completion(int id) const;
   const StepStatistics& statistics() const { return statistics_; }
 
  private:
@@ -111,20 +122,22 @@ class Scheduler final : public Actor {
   void apply(DpRank& dp_rank, int rank, const msg::StepDone& done);
   void apply(Sequence& sequence, const Answer& answer);
   void accept_tokens(Sequence& sequence, std::span<const int32_t> tokens);
-  double now_s() const;
+  void erase_ended();
+  bool step_under_way() const;
 
   SchedulerLimits limits_;
   OnTokens on_tokens_;
   OnObserved on_observed_;
-  std::vector<std::unique_ptr<Sequence>> sequences_;
+  std::unordered_map<int, std::unique_ptr<Sequence>> sequences_;  // until they are released
+  std::deque<Sequence*> waiting_;
   std::vector<DpRank> dp_ranks_;
-  size_t next_waiting_ = 0;
-  size_t num_finished_ = 0;
+  int num_submitted_ = 0;
+  int num_running_ = 0;
   uint64_t step_ = 0;
   bool decode_step_ = false;
   uint8_t observe_ = 0;         // what any sequence of this step wants to see
   std::vector<uint8_t> asked_;  // [world size]: 1 until the rank has answered this step
-  std::chrono::steady_clock::time_point started_, step_started_;
+  std::chrono::steady_clock::time_point step_started_;
   StepStatistics statistics_;
 };
 

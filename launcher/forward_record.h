@@ -32,7 +32,7 @@ class ForwardRecord {
   ForwardRecord(const model::ModelConfig& model, std::vector<Operation> operations,
                 std::vector<int> tokens, Keep keep);
 
-  // As LaunchCallbacks::on_observed.
+  // As SessionCallbacks::on_observed.
   void on_observed(int input, const actors::Observation& rows, int first_row, int first_position,
                    int count);
 

@@ -14,6 +14,8 @@ const char* text(FinishReason reason) {
       return " stop";
     case FinishReason::kLength:
       return " length";
+    case FinishReason::kCancelled:
+      return " cancelled";
   }
   return " ?";
 }
@@ -40,7 +42,7 @@ FakeRanks::FakeRanks(const SchedulerLimits& limits, std::vector<Request> request
                 fmt::format("{}@{}: rows {}+{} at {}", index, rank, row, count, position));
           }) {
   for (Request& request : requests) scheduler_.submit(std::move(request));
-  scheduler_.start();
+  scheduler_.advance();
 }
 
 std::vector<int> FakeRanks::requests_on(int rank) const {

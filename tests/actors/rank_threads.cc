@@ -173,7 +173,7 @@ class RankThreads {
 // Until all requests are finished, or a rank has failed.
 void run_scheduler(World& world, Mailbox& mailbox, Scheduler& scheduler) {
   const RankThreads threads(world);
-  scheduler.start();
+  scheduler.advance();
   while (!scheduler.finished()) {
     const Bytes bytes = world.to_scheduler.take();
     if (bytes.empty()) return;

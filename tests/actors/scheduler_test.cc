@@ -167,6 +167,61 @@ TEST(Scheduler, WaitsForBlocksUntilARunningSequenceEnds) {
   EXPECT_THAT(world.requests_on(0), ElementsAre(1));
 }
 
+// ---- requests that come and go ------------------------------------------------------------------
+
+TEST(Scheduler, ARequestJoinsAtTheNextStep) {
+  FakeRanks world(one_rank(), {request(3, 5)});
+  world.step();
+
+  EXPECT_EQ(world.scheduler().submit(request(4, 5)), 1);
+  EXPECT_THAT(world.requests_on(0), ElementsAre(0));
+  world.step();
+
+  EXPECT_THAT(world.requests_on(0), ElementsAre(0, 1));
+  EXPECT_EQ(world.sequence(0, 0).tokens.size(), 1);
+  EXPECT_EQ(world.sequence(0, 1).tokens.size(), 4);
+}
+
+TEST(Scheduler, RestsWithoutRequestsUntilOneComes) {
+  FakeRanks world(one_rank(), {request(3, 1)});
+  world.step();
+  ASSERT_TRUE(world.finished());
+  ASSERT_EQ(world.plans_sent(), 1);
+
+  world.scheduler().submit(request(3, 1));
+  EXPECT_EQ(world.plans_sent(), 1);  // only advance() sends
+  world.scheduler().advance();
+  world.scheduler().advance();  // a step is under way
+
+  EXPECT_EQ(world.plans_sent(), 2);
+  EXPECT_FALSE(world.finished());
+}
+
+TEST(Scheduler, ACancelledRequestLeavesAtTheEndOfItsStepAndSaysNoMore) {
+  FakeRanks world(one_rank(), {request(3, 5), request(3, 5)});
+  world.step();
+
+  world.scheduler().cancel(0);
+  world.scheduler().cancel(0);
+  world.scheduler().release(0);
+  world.step();
+
+  EXPECT_THAT(world.requests_on(0), ElementsAre(1));
+  EXPECT_THAT(world.tokens_said, ElementsAre("0: 1003", "1: 1003", "0:  cancelled", "1: 1004"));
+  EXPECT_THROW(world.completion(0), std::out_of_range);
+}
+
+TEST(Scheduler, ACancelledRequestThatWaitsNeverRuns) {
+  SchedulerLimits limits = one_rank();
+  limits.batch_size = 1;
+  FakeRanks world(limits, {request(3, 1), request(3, 1), request(3, 1)});
+
+  world.scheduler().cancel(1);
+  world.step();
+
+  EXPECT_THAT(world.requests_on(0), ElementsAre(2));
+}
+
 // ---- prompts ------------------------------------------------------------------------------------
 
 TEST(Scheduler, APromptIsReadInPiecesOfMaxPrefillTokens) {

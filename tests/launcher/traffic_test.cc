@@ -148,7 +148,7 @@ Measured measure(std::vector<std::string> overrides, int prompts, int length) {
     requests[i].max_new_tokens = 1;
   }
   Measured result;
-  const LaunchCallbacks callbacks{
+  const SessionCallbacks callbacks{
       .on_tokens = [](int, std::span<const int32_t>, actors::FinishReason) {}, .on_observed = {}};
   for (const RankFigures& rank : run_launch(config, model, requests, 0, callbacks).ranks)
     result.sent += static_cast<double>(rank.bytes_sent);

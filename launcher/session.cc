@@ -1,0 +1,43 @@
+#include "launcher/session.h"
+
+namespace troupe::launcher {
+
+Session::Session(const Config& config, const model::ModelConfig& model, const Load& load,
+                 uint8_t observe, SessionCallbacks callbacks)
+    : limits_(scheduler_limits(config, model, load, observe)),
+      callbacks_(std::move(callbacks)),
+      mailbox_(actors::kLauncherRank,
+               [this](int rank, std::span<const std::byte> bytes) { world_->send(rank, bytes); }),
+      scheduler_(mailbox_, limits_, callbacks_.on_tokens,
+                 [this](int id, int rank, int row, int position, int count) {
+                   callbacks_.on_observed(id, world_->observation(rank), row, position, count);
+                 }) {
+  world_.emplace(
+      describe_launch(config, limits_, observe), model,
+      World::Callbacks{
+          .on_step_done = [this](const msg::Envelope& envelope) { mailbox_.deliver(envelope); },
+          .on_interrupt = callbacks_.on_interrupt});
+}
+
+int Session::submit(actors::Request request) {
+  const int id = scheduler_.submit(std::move(request));
+  world_->wake();
+  return id;
+}
+
+void Session::cancel(int id) {
+  scheduler_.cancel(id);
+  world_->wake();
+}
+
+void Session::poll(std::chrono::milliseconds timeout) {
+  scheduler_.advance();
+  world_->poll(timeout);
+  scheduler_.advance();
+}
+
+void Session::run_until(const std::function<bool()>& done) {
+  while (!done()) poll(std::chrono::seconds(1));
+}
+
+}  // namespace troupe::launcher

@@ -1,0 +1,74 @@
+// launcher/session.h: ranks that stay up and answer requests as they come. `run`, `score`, `verify`
+// and whatever serves are built on it.
+//
+// One thread, that of the constructor, calls everything but wake(). Nothing happens outside poll()
+// and run_until(): there plans go out, results come in and callbacks are called. A program with an
+// event loop of its own waits for poll_fd() and calls poll(0); it calls poll() at least once a
+// second while there are requests, so that a rank that hangs is noticed.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "actors/scheduler.h"
+#include "launcher/config.h"
+#include "launcher/launch_sizes.h"
+#include "launcher/world.h"
+#include "model/model_config.h"
+
+namespace troupe::launcher {
+
+struct SessionCallbacks {
+  // As actors::Scheduler calls it: new tokens of a request; with a reason they are the last.
+  // Requests may be submitted, cancelled and released from it.
+  actors::Scheduler::OnTokens on_tokens;
+  // Rows of a request at [first_position, +count), row `first_row` of `observation`.
+  std::function<void(int id, const actors::Observation& observation, int first_row,
+                     int first_position, int count)>
+      on_observed = {};
+  // Ctrl-C; true when it is dealt with (a chat cancels its answer), else poll() throws Interrupted.
+  std::function<bool()> on_interrupt = {};
+};
+
+class Session {
+ public:
+  // Starts the ranks and waits until they are ready. `load` bounds what requests may ask for, all
+  // that the model can do by default; `observe` is the union of their observe bits. Errors: those
+  // of World, and UserError before any process starts where the input is wrong.
+  Session(const Config& config, const model::ModelConfig& model, const Load& load, uint8_t observe,
+          SessionCallbacks callbacks);
+
+  // The id of a new request: 0, 1, 2, ... UserError when its prompt is too long.
+  int submit(actors::Request request);
+  // Ends a request with FinishReason::kCancelled, unless it has ended; on_tokens is called.
+  void cancel(int id);
+  // What has come of a request so far.
+  const actors::Completion& completion(int id) const { return scheduler_.completion(id); }
+  // Forgets a request that has ended, so that a session's memory does not grow for ever.
+  void release(int id) { scheduler_.release(id); }
+  bool idle() const { return scheduler_.finished(); }  // every request has ended, no step runs
+
+  // The errors of World::poll. Waits at most `timeout` for something to happen, then handles it.
+  void poll(std::chrono::milliseconds timeout);
+  void run_until(const std::function<bool()>& done);
+  int poll_fd() const { return world_->poll_fd(); }
+  void wake() { world_->wake(); }  // makes poll() return; from any thread
+
+  const actors::SchedulerLimits& limits() const { return limits_; }
+  const actors::StepStatistics& statistics() const { return scheduler_.statistics(); }
+  double load_s() const { return world_->load_s(); }
+
+  // Ends the ranks in order, when idle(); the last call.
+  std::vector<RankFigures> shut_down() { return world_->shut_down(); }
+
+ private:
+  actors::SchedulerLimits limits_;
+  SessionCallbacks callbacks_;
+  actors::Mailbox mailbox_;
+  actors::Scheduler scheduler_;
+  std::optional<World> world_;
+};
+
+}  // namespace troupe::launcher

@@ -1,0 +1,73 @@
+// launcher/world.h: the ranks of a launch: shared memory, processes, their messages, and the loop
+// that watches them all.
+//
+// Lives on the thread that made it (the ranks die with that thread); wake() alone may be called
+// from others.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "actors/messages/message_generated.h"
+#include "actors/observation.h"
+#include "model/model_config.h"
+
+namespace troupe::launcher {
+
+// The user pressed Ctrl-C, or the launcher was told to end.
+class Interrupted : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+struct RankFigures {
+  int rank = 0;
+  double rss_mb = 0, pss_mb = 0;
+  uint64_t bytes_sent = 0;
+  double wait_ms = 0;
+};
+
+class World {
+ public:
+  struct Callbacks {
+    std::function<void(const msg::Envelope&)> on_step_done;
+    // Ctrl-C arrived; true: that is dealt with. Without it, and on other signals, Interrupted.
+    std::function<bool()> on_interrupt = {};
+  };
+
+  // Creates the shared memory and spawns the ranks; returns once all of them are ready.
+  //
+  // This and poll() throw RankError with the first cause when a rank dies, fails or stalls: rank,
+  // pid, what happened, in which step, layer and collective, who waited for it; UserError when a
+  // rank says that the input is wrong; Interrupted on a signal. No rank is left then.
+  World(msg::LaunchT launch, const model::ModelConfig& model, Callbacks callbacks);
+  ~World();  // kills the ranks that still run
+
+  double load_s() const;  // from the spawn to the last rank's Ready
+  actors::Observation observation(int rank) const;
+
+  // To one rank. Each StepPlan is to be answered by one StepDone within the launch's time limit.
+  void send(int rank, std::span<const std::byte> envelope);
+
+  // Handles what has happened, waiting for something at most `timeout`; called at least once a
+  // second while answers are due.
+  void poll(std::chrono::milliseconds timeout);
+  // Readable when poll() has something to do.
+  int poll_fd() const;
+  void wake();  // makes poll() return, now or the next time it is called; from any thread
+
+  // Ends the ranks in order; nothing else may be called after it. Figures in order of rank.
+  std::vector<RankFigures> shut_down();
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace troupe::launcher
