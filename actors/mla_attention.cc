@@ -26,6 +26,7 @@ MlaAttention::MlaAttention(const RankContext& context) : context_(context), rota
   absorbed_ = rows(heads * c.kv_width());
   attended_ = rows(heads * c.kv_lora_rank);
   heads_out_ = rows(heads * c.v_head_dim);
+  jobs_.reserve(heads);
 }
 
 void MlaAttention::begin_forward(std::span<const layers::KvQuery> queries,
@@ -78,15 +79,17 @@ void MlaAttention::write_latents(int layer, const model::MlaWeights& weights,
 Matrix<float> MlaAttention::absorb(const model::MlaWeights& weights, Matrix<const float> query) {
   const model::ModelConfig& c = context_.config;
   const Matrix<float> absorbed = context_.workspace.floats(first_rows(absorbed_, query.rows));
+  jobs_.clear();
   for (int h = 0; h < shape_.num_heads; ++h) {
     const Matrix<const float> from = query.columns_from(h * c.qk_head_dim(), c.qk_head_dim());
     const Matrix<float> to = absorbed.columns_from(h * c.kv_width(), c.kv_width());
-    layers::linear(weights.w_uk[h], from.columns_from(0, c.qk_nope_head_dim),
-                   to.columns_from(0, c.kv_lora_rank), Rounding::kNone);
+    jobs_.push_back({&weights.w_uk[h], from.columns_from(0, c.qk_nope_head_dim),
+                     to.columns_from(0, c.kv_lora_rank)});
     for (int64_t r = 0; r < query.rows; ++r)
       std::memcpy(to.row(r) + c.kv_lora_rank, from.row(r) + c.qk_nope_head_dim,
                   c.qk_rope_head_dim * sizeof(float));
   }
+  layers::grouped_linear(jobs_, Rounding::kNone);
   return absorbed;
 }
 
@@ -94,9 +97,11 @@ Matrix<float> MlaAttention::to_values(const model::MlaWeights& weights,
                                       Matrix<const float> attended) {
   const model::ModelConfig& c = context_.config;
   const Matrix<float> heads_out = context_.workspace.floats(first_rows(heads_out_, attended.rows));
+  jobs_.clear();
   for (int h = 0; h < shape_.num_heads; ++h)
-    layers::linear(weights.w_uv[h], attended.columns_from(h * c.kv_lora_rank, c.kv_lora_rank),
-                   heads_out.columns_from(h * c.v_head_dim, c.v_head_dim), context_.rounding);
+    jobs_.push_back({&weights.w_uv[h], attended.columns_from(h * c.kv_lora_rank, c.kv_lora_rank),
+                     heads_out.columns_from(h * c.v_head_dim, c.v_head_dim)});
+  layers::grouped_linear(jobs_, context_.rounding);
   return heads_out;
 }
 

@@ -4,8 +4,11 @@
 // attention group each keep all of them.
 #pragma once
 
+#include <vector>
+
 #include "actors/attention_op.h"
 #include "actors/rotary_rows.h"
+#include "layers/linear.h"
 #include "layers/mla.h"
 
 namespace troupe::actors {
@@ -29,6 +32,8 @@ class MlaAttention final : public AttentionOp {
   layers::MlaShape shape_;
   RotaryRows rotary_;
   std::span<const layers::KvQuery> queries_;
+
+  std::vector<layers::LinearJob> jobs_;  // one per head
 
   // [max_rows, ...]
   msg::Tensor query_latent_, query_, latent_, absorbed_, attended_, heads_out_;

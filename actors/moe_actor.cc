@@ -7,6 +7,7 @@
 #include "actors/attention_actor.h"
 #include "layers/linear.h"
 #include "layers/swiglu.h"
+#include "layers/team.h"
 #include "layers/topk_gate.h"
 
 namespace troupe::actors {
@@ -15,7 +16,9 @@ using layers::Rounding;
 
 namespace {
 
-constexpr int kExpertRows = 64;  // enough to reuse a weight tile from cache; bounds the scratch
+// Rows of experts computed together: all of a decode step's, so that the team shares out few large
+// lists of tiles; of a prompt's an expert or two, which stay in cache.
+constexpr int kExpertRows = 128;
 
 comm::MoeExchangeShape exchange_shape(const RankContext& context, RowFormat result_format) {
   const size_t hidden = context.config.hidden_size;
@@ -50,7 +53,8 @@ MoeActor::MoeActor(Mailbox& mailbox, const RankContext& context)
     return context_.workspace.allocate(count, cols);
   };
   const int widest_group = std::max({1, dense_rows_.size(), shared_rows_.size()});
-  const int64_t group_rows = static_cast<int64_t>(context_.max_rows) * widest_group;
+  const int64_t group_rows =
+      std::max<int64_t>(kExpertRows, static_cast<int64_t>(context_.max_rows) * widest_group);
   const int64_t widest =
       std::max({c.intermediate_size, c.moe_intermediate_size, c.shared_intermediate_size()});
   gate_up_ = rows(group_rows, 2 * widest);
@@ -68,12 +72,14 @@ MoeActor::MoeActor(Mailbox& mailbox, const RankContext& context)
         moe_tp_rows_.size(),
         (moe_tp_rows_.size() + exchange_->max_tokens() - 1) / exchange_->max_tokens());
   const int64_t union_rows = round_rows_ * moe_tp_rows_.size();
-  expert_rows_ = static_cast<int>(std::min<int64_t>(kExpertRows, context_.max_rows));
   gate_logits_ = rows(context_.max_rows, c.n_routed_experts);
   topk_ids_ = rows(context_.max_rows, c.gate.topk);
   topk_weights_ = rows(context_.max_rows, c.gate.topk);
-  expert_in_ = rows(expert_rows_, c.hidden_size);
-  expert_out_ = rows(expert_rows_, c.hidden_size);
+  expert_in_ = rows(kExpertRows, c.hidden_size);
+  expert_out_ = rows(kExpertRows, c.hidden_size);
+  expert_arrivals_.reserve(kExpertRows);
+  gate_up_jobs_.reserve(kExpertRows);
+  down_jobs_.reserve(kExpertRows);
   union_results_ = rows(union_rows * c.gate.topk, c.hidden_size);
   own_results_ = rows(round_rows_ * c.gate.topk, c.hidden_size);
   if (context_.bf16()) payload_.resize(union_rows * c.hidden_size);
@@ -207,27 +213,63 @@ void MoeActor::run_round(const model::MoeWeights& weights, Matrix<const float> n
   }
   exchange_->finish_dispatch();
   for (int e = 0; e < exchange_->num_local_experts(); ++e)
-    run_expert(weights.experts[e], exchange_->arrivals(e));
+    add_expert_rows(weights.experts[e], exchange_->arrivals(e));
+  run_expert_rows();
   exchange_->start_combine();
   exchange_->finish_combine();
   const Matrix<const float> results = collect_results(rows.rows, count);
   add_results(results, weights.shared ? shared : Matrix<float>(), hidden, first);
 }
 
-void MoeActor::run_expert(const model::MlpWeights& weights,
-                          std::span<const comm::MoeExchange::Arrival> rows) {
-  const size_t hidden_size = context_.config.hidden_size;
-  for (size_t first = 0; first < rows.size(); first += expert_rows_) {
-    const auto block = rows.subspan(first, std::min<size_t>(expert_rows_, rows.size() - first));
-    const auto count = static_cast<int64_t>(block.size());
-    const Matrix<float> in = context_.workspace.floats(first_rows(expert_in_, count));
-    const Matrix<float> out = context_.workspace.floats(first_rows(expert_out_, count));
-    for (int64_t r = 0; r < count; ++r)
-      unpack_row(block[r].row, context_.row_format(), {in.row(r), hidden_size});
-    mlp_part(weights, in, out);
-    for (int64_t r = 0; r < count; ++r)
-      pack_row({out.row(r), hidden_size}, result_format_, exchange_->result_row(block[r]));
+void MoeActor::add_expert_rows(const model::MlpWeights& weights,
+                               std::span<const comm::MoeExchange::Arrival> rows) {
+  const Workspace& workspace = context_.workspace;
+  const int64_t width = weights.down.cols;
+  const Matrix<float> gate_up(workspace.floats(gate_up_).data, kExpertRows, 2 * width);
+  const Matrix<float> activated(workspace.floats(activated_).data, kExpertRows, width);
+  while (!rows.empty()) {
+    // An expert that does not fit waits for the next turn, whole if it can.
+    const size_t used = expert_arrivals_.size();
+    if (used > 0 && used + rows.size() > kExpertRows) {
+      run_expert_rows();
+      continue;
+    }
+    const auto taken = rows.first(std::min<size_t>(rows.size(), kExpertRows));
+    const auto first = static_cast<int64_t>(used), count = static_cast<int64_t>(taken.size());
+    expert_arrivals_.insert(expert_arrivals_.end(), taken.begin(), taken.end());
+    gate_up_jobs_.push_back({&weights.gate_up, workspace.floats(expert_in_).rows_from(first, count),
+                             gate_up.rows_from(first, count)});
+    down_jobs_.push_back({&weights.down, activated.rows_from(first, count),
+                          workspace.floats(expert_out_).rows_from(first, count)});
+    rows = rows.subspan(taken.size());
   }
+}
+
+void MoeActor::run_expert_rows() {
+  if (expert_arrivals_.empty()) return;
+  const auto count = static_cast<int64_t>(expert_arrivals_.size());
+  const auto hidden_size = static_cast<size_t>(context_.config.hidden_size);
+  const Matrix<float> in = context_.workspace.floats(first_rows(expert_in_, count));
+  const Matrix<float> out = context_.workspace.floats(first_rows(expert_out_, count));
+  const int64_t width = down_jobs_[0].x.cols;
+  const Matrix<float> gate_up(gate_up_jobs_[0].y.data, count, 2 * width);
+  const Matrix<float> activated(context_.workspace.floats(activated_).data, count, width);
+  const int64_t grain = layers::row_grain(in.cols);
+  layers::parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      unpack_row(expert_arrivals_[r].row, context_.row_format(), {in.row(r), hidden_size});
+  });
+  layers::grouped_linear(gate_up_jobs_, Rounding::kNone);
+  layers::swiglu(gate_up, activated, context_.rounding);
+  layers::grouped_linear(down_jobs_, Rounding::kNone);
+  layers::parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      pack_row({out.row(r), hidden_size}, result_format_,
+               exchange_->result_row(expert_arrivals_[r]));
+  });
+  expert_arrivals_.clear();
+  gate_up_jobs_.clear();
+  down_jobs_.clear();
 }
 
 Matrix<const float> MoeActor::collect_results(int64_t union_rows, int64_t count) {

@@ -44,8 +44,10 @@ class MoeActor final : public Actor {
                  int64_t first, int64_t count);
   void start_dispatch(Matrix<const float> rows, Matrix<const int32_t> ids);
   void run_shared_expert(const model::MoeWeights& weights, Matrix<const float> rows);
-  void run_expert(const model::MlpWeights& weights,
-                  std::span<const comm::MoeExchange::Arrival> rows);
+  // The experts' rows are collected, kExpertRows at a time, and computed together.
+  void add_expert_rows(const model::MlpWeights& weights,
+                       std::span<const comm::MoeExchange::Arrival> rows);
+  void run_expert_rows();
   // The expert rows [count * topk, hidden] of the own rows, rounded to the dtype.
   Matrix<const float> collect_results(int64_t union_rows, int64_t count);
   void add_results(Matrix<const float> results, Matrix<const float> shared, Matrix<float> hidden,
@@ -57,18 +59,19 @@ class MoeActor final : public Actor {
   RowExchange dense_rows_, shared_rows_;
   RowExchange moe_tp_rows_, moe_tp_ids_, moe_tp_results_;  // of one round
   bool observe_router_ = false;
-  int expert_rows_ = 0;                                    // rows of an expert computed at once
-  int64_t round_rows_ = 0;                                 // own rows of one round, at most
-  RowFormat result_format_;                                // of an expert's row on its way back
-  std::vector<Bf16> payload_;                              // rows as they travel, bf16 only
-  std::vector<int> expert_order_;                          // [topk]
-  std::vector<int32_t> round_rows_of_, round_results_of_;  // [world], of the current round
+  int64_t round_rows_ = 0;                                   // own rows of one round, at most
+  RowFormat result_format_;                                  // of an expert's row on its way back
+  std::vector<Bf16> payload_;                                // rows as they travel, bf16 only
+  std::vector<int> expert_order_;                            // [topk]
+  std::vector<comm::MoeExchange::Arrival> expert_arrivals_;  // those not yet computed
+  std::vector<layers::LinearJob> gate_up_jobs_, down_jobs_;  // one per expert among them
+  std::vector<int32_t> round_rows_of_, round_results_of_;    // [world], of the current round
 
   msg::Tensor gate_logits_, topk_ids_, topk_weights_;  // [max_rows, ...] own rows
   msg::Tensor gate_up_, activated_;                    // [rows of the widest group, ...]
   msg::Tensor mlp_partial_;                            // the same, [.., hidden]
   msg::Tensor mlp_out_;                                // [max_rows, hidden]
-  msg::Tensor expert_in_, expert_out_;                 // [expert_rows, hidden]
+  msg::Tensor expert_in_, expert_out_;                 // [rows computed together, hidden]
   msg::Tensor union_results_, own_results_;            // [rows of a round * topk, hidden]
 };
 

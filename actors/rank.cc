@@ -1,5 +1,6 @@
 #include "actors/rank.h"
 
+#include <sched.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -8,6 +9,7 @@
 
 #include "actors/rank_actors.h"
 #include "comm/endpoint.h"
+#include "layers/team.h"
 
 namespace troupe::actors {
 
@@ -56,6 +58,17 @@ uint64_t memory_kb(const std::string& field) {
   return 0;
 }
 
+// Those that the launcher was given: ranks inherit its affinity.
+std::vector<int> allowed_cpus() {
+  cpu_set_t set;
+  if (::sched_getaffinity(0, sizeof(set), &set) != 0)
+    throw std::runtime_error(errno_text("sched_getaffinity"));
+  std::vector<int> cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+  return cpus;
+}
+
 class RankProcess {
  public:
   RankProcess(int rank, const std::string& address, const RankDescriptors& descriptors)
@@ -95,6 +108,8 @@ class RankProcess {
     config_ = model::read_model_config(launch_.model_path);
     layout_.emplace(parallel_sizes(launch_), config_);
     options_ = weight_options(launch_);
+    team_.emplace(team_options(launch_, rank_));
+    use_team_.emplace(*team_);
     kv_shape_ = kv_cache_shape(launch_, config_);
   }
 
@@ -189,6 +204,8 @@ class RankProcess {
   Mapping shared_weights_, kv_memory_, observation_memory_;
   model::WeightLoader::Loaded weights_;
 
+  std::optional<layers::Team> team_;
+  std::optional<layers::UseTeam> use_team_;
   Workspace workspace_;
   std::optional<RankActors> actors_;
 };
@@ -214,6 +231,17 @@ model::WeightOptions weight_options(const msg::LaunchT& launch) {
           .format = launch.weights_as_bf16 ? model::WeightOptions::Format::kBf16
                                            : model::WeightOptions::Format::kAuto,
           .exact_kv_b = launch.dtype == msg::DataType::Float32};
+}
+
+layers::TeamOptions team_options(const msg::LaunchT& launch, int rank) {
+  const int threads = launch.threads_per_rank;
+  const std::vector<int> allowed = allowed_cpus();
+  layers::TeamOptions options{.threads = threads,
+                              .spin = std::ssize(allowed) >= int64_t{launch.world_size} * threads};
+  if (!launch.pin) return options;
+  for (int i = 0; i < threads; ++i)
+    options.cpus.push_back(allowed[(rank * threads + i) % allowed.size()]);
+  return options;
 }
 
 layers::KvCacheShape kv_cache_shape(const msg::LaunchT& launch, const model::ModelConfig& config) {

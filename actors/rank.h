@@ -6,6 +6,7 @@
 
 #include "actors/messages/message_generated.h"
 #include "layers/kv_cache.h"
+#include "layers/team.h"
 #include "model/model_config.h"
 #include "model/parallel_layout.h"
 #include "model/weights.h"
@@ -17,6 +18,10 @@ model::ParallelSizes parallel_sizes(const msg::LaunchT& launch);
 model::WeightOptions weight_options(const msg::LaunchT& launch);
 layers::KvCacheShape kv_cache_shape(const msg::LaunchT& launch, const model::ModelConfig& config);
 size_t kv_section_bytes(const layers::KvCacheShape& shape);  // of one rank, whole pages
+
+// The compute threads of one rank. They spin where this process may use a core for each thread of
+// each rank. With `pin` the ranks' threads take the allowed cores in turn.
+layers::TeamOptions team_options(const msg::LaunchT& launch, int rank);
 
 // The shared memory a rank inherits.
 struct RankDescriptors {

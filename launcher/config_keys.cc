@@ -217,8 +217,7 @@ std::vector<Key> scheduler_keys() {
 std::vector<Key> runtime_keys() {
   using R = Config::Runtime;
   return {
-      runs_only({"1"},
-                integer(kRuntime, "threads_per_rank", 1, 1024, in_runtime<&R::threads_per_rank>)),
+      integer(kRuntime, "threads_per_rank", 1, 1024, in_runtime<&R::threads_per_rank>),
       runs_only({"auto", "bf16"},
                 choice(kRuntime, "weight_format",
                        {is("auto", WeightFormat::kAuto), is("bf16", WeightFormat::kBf16),
@@ -233,7 +232,7 @@ std::vector<Key> runtime_keys() {
                        {is("inline", CommMode::kInline), is("thread", CommMode::kThread)},
                        in_runtime<&R::comm_mode>)),
       number(kRuntime, "device_memory_gb", 0, 65536, in_runtime<&R::device_memory_gb>),
-      runs_only({"False"}, flag(kRuntime, "pin", in_runtime<&R::pin>)),
+      flag(kRuntime, "pin", in_runtime<&R::pin>),
       runs_only({"True"}, flag(kRuntime, "hugepages", in_runtime<&R::hugepages>)),
   };
 }

@@ -74,6 +74,8 @@ msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits
   launch.kv_blocks = limits.blocks_per_dp_rank;
   launch.kv_block_size = limits.block_size;
   launch.observe = observe;
+  launch.threads_per_rank = config.runtime.threads_per_rank;
+  launch.pin = config.runtime.pin;
   return launch;
 }
 

@@ -90,7 +90,17 @@ void pack_rows(PackedMatrix& matrix, int64_t dst_row, int64_t count, const Sourc
 // holds some of the leaves it is their subtree's sum: use Rounding::kNone, and add the ranks'
 // subtrees in the same tree.
 //   x  [tokens, w.cols]      y  [tokens, w.rows]  out; may not overlap x
+// The calling thread's team takes tiles of W (layers/team.h).
 void linear(const PackedMatrix& w, Matrix<const float> x, Matrix<float> y, Rounding rounding);
+
+// The same of several matrices, none of which reads what another writes: their tiles are one list
+// for the team, however unequal the matrices' rows of x are.
+struct LinearJob {
+  const PackedMatrix* w = nullptr;
+  Matrix<const float> x;
+  Matrix<float> y;
+};
+void grouped_linear(std::span<const LinearJob> jobs, Rounding rounding);
 
 // The value of an fp8 e4m3fn code (1-4-3 bits, bias 7, no infinities, 0x7f and 0xff are NaN).
 float fp8_e4m3_to_float(uint8_t code);

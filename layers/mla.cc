@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "layers/exp.h"
 #include "layers/kernels.h"
+#include "layers/team.h"
 
 namespace troupe::layers {
 namespace {
@@ -80,6 +81,16 @@ MlaArgs arguments(const MlaShape& shape, const KvCache& cache, int layer) {
   };
 }
 
+// A thread takes some heads of one token. Whoever reads a cache row widens it, so heads are divided
+// only where there are too few tokens for the threads.
+int heads_per_part(int num_heads, int64_t tokens) {
+  constexpr int kHeads = 4;  // the kernel's unit
+  const int threads = current_team() == nullptr ? 1 : current_team()->size();
+  if (tokens % threads == 0 || tokens >= 4 * threads) return num_heads;
+  const int units = (num_heads + kHeads - 1) / kHeads;
+  return (units + threads - 1) / threads * kHeads;
+}
+
 }  // namespace
 
 void mla_attention(const MlaShape& shape, const KvCache& cache, int layer,
@@ -87,17 +98,23 @@ void mla_attention(const MlaShape& shape, const KvCache& cache, int layer,
   check_shapes(shape, cache, queries, q, o);
   if (queries.empty()) return;
   const auto mla = cache.shape().type == KvType::kF32 ? kernels().mla_f32 : kernels().mla_bf16;
-  thread_local Scratch scratch;
-  MlaArgs args = arguments(shape, cache, layer);
-  scratch.assign(args);
-  for (size_t t = 0; t < queries.size(); ++t) {
-    check_query(cache, layer, queries[t]);
-    args.q = q.row(static_cast<int64_t>(t));
-    args.out = o.row(static_cast<int64_t>(t));
-    args.block_table = queries[t].block_table.data();
-    args.position = queries[t].position;
-    mla(args);
-  }
+  for (const auto& query : queries) check_query(cache, layer, query);
+  const int part_heads = heads_per_part(shape.num_heads, q.rows);
+  const int64_t parts = (shape.num_heads + part_heads - 1) / part_heads;
+  parallel_for(q.rows * parts, 1, [&](int64_t begin, int64_t end) {
+    thread_local Scratch scratch;
+    MlaArgs args = arguments(shape, cache, layer);
+    scratch.assign(args);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t t = i / parts, head = i % parts * part_heads;
+      args.num_heads = std::min<int64_t>(part_heads, shape.num_heads - head);
+      args.q = q.row(t) + head * args.width;
+      args.out = o.row(t) + head * args.lora;
+      args.block_table = queries[t].block_table.data();
+      args.position = queries[t].position;
+      mla(args);
+    }
+  });
 }
 
 namespace reference {

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "layers/kernels.h"
+#include "layers/team.h"
 
 namespace troupe::layers {
 namespace {
@@ -20,13 +21,15 @@ void rms_norm(Matrix<const float> x, std::span<const float> weight, float eps, M
               Rounding rounding) {
   check_shapes(x, weight, y);
   const Kernels& isa = kernels();
-  for (int64_t t = 0; t < x.rows; ++t)
-    isa.rms_norm_row({.x = x.row(t),
-                      .weight = weight.data(),
-                      .y = y.row(t),
-                      .width = x.cols,
-                      .eps = eps,
-                      .round_to_bf16 = rounding == Rounding::kBf16});
+  parallel_for(x.rows, row_grain(x.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      isa.rms_norm_row({.x = x.row(t),
+                        .weight = weight.data(),
+                        .y = y.row(t),
+                        .width = x.cols,
+                        .eps = eps,
+                        .round_to_bf16 = rounding == Rounding::kBf16});
+  });
 }
 
 namespace reference {

@@ -6,6 +6,7 @@
 
 #include "base/bf16.h"
 #include "base/error.h"
+#include "layers/team.h"
 
 namespace troupe::layers {
 namespace {
@@ -93,11 +94,13 @@ void apply_rope(Matrix<float> x, int vectors_per_token, int64_t vector_stride,
   TROUPE_CHECK(vector_stride >= 2 * cos.cols && last_end <= x.stride,
                "{} vectors of {}, {} apart, in rows {} apart", vectors_per_token, 2 * cos.cols,
                vector_stride, x.stride);
-  for (int64_t t = 0; t < x.rows; ++t) {
-    for (int v = 0; v < vectors_per_token; ++v) {
-      rotate(x.row(t) + v * vector_stride, cos.row(t), sin.row(t), cos.cols, rounding);
+  parallel_for(x.rows, row_grain(vectors_per_token * cos.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      for (int v = 0; v < vectors_per_token; ++v) {
+        rotate(x.row(t) + v * vector_stride, cos.row(t), sin.row(t), cos.cols, rounding);
+      }
     }
-  }
+  });
 }
 
 }  // namespace troupe::layers

@@ -2,6 +2,7 @@
 
 #include "layers/exp.h"
 #include "layers/kernels.h"
+#include "layers/team.h"
 
 namespace troupe::layers {
 namespace {
@@ -16,12 +17,14 @@ void check_shapes(Matrix<const float> gate_up, Matrix<float> out) {
 void swiglu(Matrix<const float> gate_up, Matrix<float> out, Rounding rounding) {
   check_shapes(gate_up, out);
   const Kernels& isa = kernels();
-  for (int64_t t = 0; t < out.rows; ++t)
-    isa.swiglu_row({.gate = gate_up.row(t),
-                    .up = gate_up.row(t) + out.cols,
-                    .out = out.row(t),
-                    .width = out.cols,
-                    .round_to_bf16 = rounding == Rounding::kBf16});
+  parallel_for(out.rows, row_grain(out.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      isa.swiglu_row({.gate = gate_up.row(t),
+                      .up = gate_up.row(t) + out.cols,
+                      .out = out.row(t),
+                      .width = out.cols,
+                      .round_to_bf16 = rounding == Rounding::kBf16});
+  });
 }
 
 namespace reference {

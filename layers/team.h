@@ -85,6 +85,12 @@ class UseTeam {
   Team* previous_;
 };
 
+// Rows of `width` elements, each touched a few times, that are worth a thread's attention.
+inline int64_t row_grain(int64_t width) {
+  constexpr int64_t kElements = 16384;
+  return width >= kElements ? 1 : kElements / (width > 0 ? width : 1);
+}
+
 // Calls body(begin, end) for pieces that together are [0, count), on all threads of the current
 // team; returns when all are done. Pieces begin at multiples of `grain`: what is worth a thread's
 // attention (some microseconds). Without a team, or with one piece, it is a plain call; so is a

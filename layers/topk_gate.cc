@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "layers/exp.h"
+#include "layers/team.h"
 
 namespace troupe::layers {
 namespace {
@@ -133,17 +134,19 @@ void topk_gate(const TopkGateConfig& config, Matrix<const float> logits,
                    topk_weights.rows == logits.rows && topk_weights.cols == config.topk,
                "ids [{}, {}], weights [{}, {}] for {} tokens", topk_ids.rows, topk_ids.cols,
                topk_weights.rows, topk_weights.cols, logits.rows);
-  thread_local Scratch scratch;
-  scratch.resize(config);
   const auto score = config.score == ScoreFunction::kSigmoid ? sigmoid : softmax;
-  for (int64_t t = 0; t < logits.rows; ++t) {
-    score({logits.row(t), num_experts}, scratch.affinity);
-    for (size_t e = 0; e < num_experts; ++e) {
-      scratch.choice[e] = comparable(scratch.affinity[e] + (bias.empty() ? 0 : bias[e]));
+  parallel_for(logits.rows, row_grain(16 * logits.cols), [&](int64_t begin, int64_t end) {
+    thread_local Scratch scratch;
+    scratch.resize(config);
+    for (int64_t t = begin; t < end; ++t) {
+      score({logits.row(t), num_experts}, scratch.affinity);
+      for (size_t e = 0; e < num_experts; ++e) {
+        scratch.choice[e] = comparable(scratch.affinity[e] + (bias.empty() ? 0 : bias[e]));
+      }
+      choose_experts(config, scratch, topk_ids.row(t));
+      weigh(config, scratch.affinity, topk_ids.row(t), topk_weights.row(t));
     }
-    choose_experts(config, scratch, topk_ids.row(t));
-    weigh(config, scratch.affinity, topk_ids.row(t), topk_weights.row(t));
-  }
+  });
 }
 
 }  // namespace troupe::layers

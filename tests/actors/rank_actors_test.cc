@@ -86,6 +86,13 @@ TEST(RankActors, ChunksOfPromptsAndOfDispatchesChangeNoToken) {
               one_rank());
 }
 
+TEST(RankActors, ThreadsPerRankChangeNoToken) {
+  for (const int world_size : {1, 2})
+    expect_same(launch({.sizes = ranks(world_size), .num_drafts = 1, .threads_per_rank = 3},
+                       mixed_requests()),
+                one_rank());
+}
+
 TEST(RankActors, TensorParallelSizesChangeNoToken) {
   const std::vector<model::ParallelSizes> layouts = {
       {.world_size = 2, .attn_tp_size = 2, .moe_tp_size = 2, .lmhead_tp_size = 2},
@@ -101,9 +108,10 @@ TEST(RankActors, TensorParallelSizesChangeNoToken) {
 
 TEST(RankActors, DecodeStepsAllocateNothing) {
   for (const int world_size : {1, 2})
-    EXPECT_THAT(
-        launch({.sizes = ranks(world_size), .num_drafts = 1}, {request(7, 24)}).decode_allocations,
-        Each(0))
+    EXPECT_THAT(launch({.sizes = ranks(world_size), .num_drafts = 1, .threads_per_rank = 2},
+                       {request(7, 24)})
+                    .decode_allocations,
+                Each(0))
         << world_size << " ranks";
 }
 

@@ -78,6 +78,7 @@ msg::LaunchT launch_message(const LaunchOptions& options, const SchedulerLimits&
   launch.moe_chunk_max_len = options.moe_chunk_max_len;
   launch.kv_blocks = limits.blocks_per_dp_rank;
   launch.kv_block_size = limits.block_size;
+  launch.threads_per_rank = options.threads_per_rank;
   return launch;
 }
 
@@ -110,6 +111,8 @@ void serve(World& world, int rank, RankActors& actors, const int64_t& allocated_
 }
 
 void run_rank(World& world, int rank) {
+  layers::Team team(team_options(world.launch, rank));
+  const layers::UseTeam use_team(team);
   comm::Communicator communicator(world.arena, rank, kPatient);
   const model::WeightLoader loader(model_directory(), world.config, world.layout,
                                    weight_options(world.launch));

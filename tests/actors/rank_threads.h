@@ -15,6 +15,7 @@ struct LaunchOptions {
   int batch_size = 4;
   int max_prefill_tokens = 16;  // so that prompts are cut
   int64_t moe_chunk_max_len = 1024;
+  int threads_per_rank = 1;
 };
 
 struct LaunchOutcome {

@@ -2,13 +2,16 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/bf16.h"
 #include "every_isa.h"
+#include "layers/team.h"
 #include "test_weights.h"
 
 namespace troupe::layers {
@@ -109,6 +112,48 @@ TEST_P(LinearOfType, IsAChainPerLeafAndATreeOfLeaves) {
       EXPECT_EQ(by_definition, want) << k << " inputs, " << num_leaves << " leaves";
       on_every_isa([&] { EXPECT_EQ(product(packed.matrix, x.view), want); });
     }
+  }
+}
+
+TEST_P(LinearOfType, HasTheSameBitsForAnyNumberOfThreads) {
+  const PackedWeights w =
+      TestTensor(GetParam(), 1000, 300, 7).pack(same_type(GetParam()), whole(300, 16));
+  for (const int64_t tokens : {1, 2, 9}) {
+    const Rows x(tokens, 300, 8);
+    const std::vector<float> want = product(w.matrix, x.view, Rounding::kBf16);
+    for (const int threads : {2, 3, 5}) {
+      Team team({.threads = threads});
+      const UseTeam use(team);
+      EXPECT_EQ(product(w.matrix, x.view, Rounding::kBf16), want) << threads << " threads";
+    }
+  }
+}
+
+TEST_P(LinearOfType, ComputesAGroupOfUnequalProductsAsEachAlone) {
+  const std::pair<int64_t, int64_t> sizes[] = {{1000, 0}, {17, 40}, {300, 1}, {1000, 3}, {0, 2}};
+  std::vector<PackedWeights> weights;
+  std::vector<Rows> inputs;
+  std::vector<std::vector<float>> outputs, want;
+  for (const auto& [rows, tokens] : sizes) {
+    weights.push_back(
+        TestTensor(GetParam(), rows, 130, 9).pack(same_type(GetParam()), whole(130, 16)));
+    inputs.emplace_back(tokens, 130, 10);
+    outputs.emplace_back(tokens * rows);
+    want.push_back(product(weights.back().matrix, inputs.back().view));
+  }
+  std::vector<LinearJob> jobs;
+  for (size_t i = 0; i < std::size(sizes); ++i)
+    jobs.push_back({&weights[i].matrix, inputs[i].view,
+                    Matrix(outputs[i].data(), sizes[i].second, sizes[i].first)});
+
+  for (const int threads : {1, 2, 4}) {
+    Team team({.threads = threads});
+    const UseTeam use(team);
+    for (std::vector<float>& y : outputs) std::ranges::fill(y, -5.0f);
+
+    grouped_linear(jobs, Rounding::kNone);
+
+    EXPECT_EQ(outputs, want) << threads << " threads";
   }
 }
 

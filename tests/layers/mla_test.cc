@@ -12,6 +12,7 @@
 
 #include "base/bf16.h"
 #include "layers/isa.h"
+#include "layers/team.h"
 
 namespace troupe::layers {
 namespace {
@@ -216,6 +217,22 @@ TEST(MlaAttention, ATokenDoesNotDependOnPagingOrBatchOrOnWhenRowsWereWritten) {
       written += chunk;
     }
     EXPECT_TRUE(equal_bits(got, expected)) << "blocks of " << block_size;
+  }
+}
+
+TEST(MlaAttention, HasTheSameBitsForAnyNumberOfThreads) {
+  Sequence s({.num_heads = 10, .kv_lora_rank = 32, .rope_dim = 16, .softmax_scale = 0.3f},
+             KvType::kBf16, 16, 150);
+  s.write(0, 150);
+  for (const int64_t tokens : {1, 2, 3, 5, 150}) {
+    const std::vector<int64_t> positions = range(150 - tokens, 150);
+    const std::vector<float> want = s.attend(mla_attention, positions);
+    for (const int threads : {2, 3, 8}) {
+      Team team({.threads = threads});
+      const UseTeam use(team);
+      EXPECT_TRUE(equal_bits(s.attend(mla_attention, positions), want))
+          << tokens << " tokens, " << threads << " threads";
+    }
   }
 }
 

@@ -13,6 +13,12 @@
 #include <thread>
 #include <vector>
 
+#include "every_isa.h"
+#include "layers/rms_norm.h"
+#include "layers/rope.h"
+#include "layers/swiglu.h"
+#include "layers/topk_gate.h"
+
 namespace troupe::layers {
 namespace {
 
@@ -147,6 +153,41 @@ TEST(Team, IsUsedByItsOwnThreadAlone) {
     EXPECT_EQ(current_team(), &other);
   }
   EXPECT_EQ(current_team(), &team);
+}
+
+// Everything that works row by row, on more rows than one thread takes at once.
+struct RowOperations {
+  static constexpr int64_t kRows = 600, kWidth = 128;
+  std::vector<float> normed, activated, rotated, weights;
+  std::vector<int32_t> ids;
+  bool operator==(const RowOperations&) const = default;
+
+  RowOperations()
+      : normed(kRows * kWidth),
+        activated(kRows * kWidth / 2),
+        rotated(normal_floats(kRows * kWidth, 2)),
+        weights(kRows * 4),
+        ids(kRows * 4) {
+    const std::vector<float> x = normal_floats(kRows * kWidth, 1);
+    const std::vector<float> angles = normal_floats(kRows * kWidth / 2, 3);
+    const Matrix<const float> rows(x.data(), kRows, kWidth);
+    const Matrix<const float> cos(angles.data(), kRows, kWidth / 2);
+    rms_norm(rows, std::span(x).first(kWidth), 1e-6f, Matrix(normed.data(), kRows, kWidth),
+             Rounding::kBf16);
+    swiglu(rows, Matrix(activated.data(), kRows, kWidth / 2), Rounding::kBf16);
+    apply_rope(Matrix(rotated.data(), kRows, kWidth), 1, kWidth, cos, cos, Rounding::kBf16);
+    topk_gate({.num_experts = kWidth, .topk = 4, .num_groups = 8, .topk_groups = 4}, rows, {},
+              Matrix(ids.data(), kRows, int64_t{4}), Matrix(weights.data(), kRows, int64_t{4}));
+  }
+};
+
+TEST(Team, ChangesNoBitOfWhatWorksRowByRow) {
+  const RowOperations alone;
+  for (const int threads : {2, 3, 8}) {
+    Team team({.threads = threads});
+    const UseTeam use(team);
+    EXPECT_TRUE(RowOperations() == alone) << threads << " threads";
+  }
 }
 
 TEST(Team, PutsEachThreadOnItsCpu) {

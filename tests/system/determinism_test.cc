@@ -99,6 +99,17 @@ TEST_P(SameBits, WhenWindowsAreSmallerThanTheMessages) {
   expect_no_influence("runtime_config", "comm_buffer_mb", {1}, 16);
 }
 
+TEST_P(SameBits, ForAnyThreadsOfARank) {
+  expect_no_influence("runtime_config", "threads_per_rank", {2, 3}, 2);
+}
+
+TEST_P(SameBits, WithEachThreadOnACore) {
+  const Dump expected = dump(config(1));
+  json changed = config(2);
+  changed["runtime_config"] = {{"threads_per_rank", 2}, {"pin", true}};
+  expect_same_dump(expected, dump(changed));
+}
+
 TEST_P(SameBits, OnEveryInstructionSet) {
   const std::vector<Ids> few{prompts()[1], prompts()[3]};  // the scalar path is slow
   const Dump expected(config(2), few, kItems);
