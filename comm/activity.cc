@@ -60,8 +60,7 @@ ActivitySnapshot Arena::snapshot(int rank) const {
           .operation = activity.operation.load(kRelaxed),
           .group = activity.group.load(kRelaxed),
           .sequence = activity.sequence.load(kRelaxed),
-          .waiting_for = activity.waiting_for.load(kRelaxed),
-          .since_ns = activity.since_ns.load(kRelaxed)};
+          .waiting_for = activity.waiting_for.load(kRelaxed)};
 }
 
 std::string describe_call(Operation operation, uint32_t group, uint64_t sequence) {

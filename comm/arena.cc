@@ -17,8 +17,12 @@ constexpr size_t kMiB = size_t{1} << 20;
 
 size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
 
-size_t windows_offset(const ArenaShape& shape) {
+size_t flights_offset(const ArenaShape& shape) {
   return sizeof(Arena::LaunchState) + shape.world_size * sizeof(Arena::RankState);
+}
+
+size_t windows_offset(const ArenaShape& shape) {
+  return flights_offset(shape) + shape.world_size * kFlightRecords * sizeof(Arena::Flight);
 }
 
 size_t num_windows(const ArenaShape& shape) {
@@ -65,6 +69,8 @@ Arena Arena::create(const ArenaShape& shape) {
   Arena arena(create_shared_memory("troupe-arena", shape.bytes()), shape);
   arena.launch_state().world_size = shape.world_size;
   arena.launch_state().slot_bytes = shape.slot_bytes();
+  arena.launch_state().start_ticks = now_ticks();
+  arena.launch_state().start_ns = now_ns();
   for (int rank = 0; rank < shape.world_size; ++rank) {
     arena.activity(rank).layer = -1;
     arena.activity(rank).waiting_for = -1;
@@ -134,6 +140,12 @@ Arena::LaunchState& Arena::launch_state() const {
 Arena::RankState& Arena::rank_state(int rank) const {
   TROUPE_CHECK(rank >= 0 && rank < shape_.world_size, "rank {} of {}", rank, shape_.world_size);
   return reinterpret_cast<RankState*>(mapping_.data() + sizeof(LaunchState))[rank];
+}
+
+Arena::Flight* Arena::flight_ring(int rank) const {
+  TROUPE_CHECK(rank >= 0 && rank < shape_.world_size, "rank {} of {}", rank, shape_.world_size);
+  return reinterpret_cast<Flight*>(mapping_.data() + flights_offset(shape_)) +
+         rank * kFlightRecords;
 }
 
 Arena::Window& Arena::window(int receiver, int sender) const {

@@ -5,19 +5,24 @@
 //
 //   LaunchState                      one cache line: abort flag, first failed rank, shape
 //   RankState[world]                 one line group per rank: doorbell, published activity, failure
-//   Window[world][world]             window (receiver, sender): two counts, two slot headers
+//   Flight[world][kFlightRecords]    flight recorder: the last collectives of each rank
+//   Window[world][world]             window (receiver, sender): counts, two slot headers
 //   payload[world][world][2]         the rows of those slots, slot_bytes() each
 //
+// payload (r, r) is the outbox of rank r: what it sends alike to several ranks it writes there
+// once, and they read it there; the headers go through their windows as ever.
+//
 // Exactly one process writes each byte: a rank its own RankState (the doorbell line excepted, which
-// anybody may ring) and the window slots (r, me) of every receiver r; the receiver writes the
-// `consumed` count of the windows (me, s). Pages are allocated when touched. The structs are drawn
-// in comm/arena_layout.h.
+// anybody may ring), its Flights and the window slots (r, me) of every receiver r; the receiver
+// writes the `consumed` count of the windows (me, s). Pages are allocated when touched. The structs
+// are drawn in comm/arena_layout.h.
 #pragma once
 
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "base/memory.h"
 
@@ -50,7 +55,6 @@ struct Activity {
   std::atomic<uint32_t> group;       // id of that collective's process group
   std::atomic<uint64_t> sequence;    // number of that collective in its group
   std::atomic<int32_t> waiting_for;  // world rank that has not arrived, -1 none
-  std::atomic<int64_t> since_ns;     // CLOCK_MONOTONIC at the last change of operation
 };
 
 // The same as plain values.
@@ -62,8 +66,19 @@ struct ActivitySnapshot {
   uint32_t group = 0;
   uint64_t sequence = 0;
   int32_t waiting_for = -1;
-  int64_t since_ns = 0;
 };
+
+// One collective of a rank, as its flight recorder has it.
+struct FlightRecord {
+  Operation operation{};
+  uint32_t group = 0;
+  int32_t leader = -1;  // lowest world rank of the group: groups of one id differ by it
+  uint64_t sequence = 0;
+  uint64_t bytes = 0;    // of this rank's larger buffer, 0 where there is none
+  int64_t start_ns = 0;  // CLOCK_MONOTONIC
+  int64_t end_ns = 0;    // 0 while it is under way
+};
+inline constexpr size_t kFlightRecords = 256;
 
 inline constexpr size_t kFailureTextBytes = 512;
 
@@ -93,6 +108,9 @@ class Arena {
 
   Activity& activity(int rank) const;
   ActivitySnapshot snapshot(int rank) const;
+  // The last collectives of a rank, at most kFlightRecords, oldest first. Any process may ask at
+  // any time; a record that changes meanwhile is left out.
+  std::vector<FlightRecord> flights(int rank) const;
 
   // The first error a rank met, for the launcher to read after the rank's death. Only `rank` itself
   // publishes; longer texts are cut, later ones ignored; every rank that waits is woken and fails
@@ -107,7 +125,9 @@ class Arena {
   struct Window;
   struct RankState;
   struct LaunchState;
+  struct Flight;
   RankState& rank_state(int rank) const;
+  Flight* flight_ring(int rank) const;  // [kFlightRecords]
   Window& window(int receiver, int sender) const;
   std::byte* payload(int receiver, int sender, int slot) const;  // slot_bytes(), 64-byte aligned
 

@@ -17,12 +17,16 @@ inline constexpr uint64_t kSlotsPerWindow = 2;
 //   4  first_failed  1 + the rank that published a failure first, 0 none
 //   8  world_size    )
 //  16  slot_bytes    ) written by create(), checked by attach()
+//  24  start_ticks   ) one moment on both clocks, written by create(): what turns the ticks of a
+//  32  start_ns      ) Flight into nanoseconds
 //  64
 struct alignas(kCacheLine) Arena::LaunchState {
   std::atomic<uint32_t> aborted;
   std::atomic<uint32_t> first_failed;
   int32_t world_size;
   uint64_t slot_bytes;
+  uint64_t start_ticks;
+  int64_t start_ns;
 };
 static_assert(sizeof(Arena::LaunchState) == 64);
 
@@ -45,6 +49,28 @@ static_assert(offsetof(Arena::RankState, failure_length) == 128);
 static_assert(offsetof(Arena::RankState, failure_text) == 132);
 static_assert(sizeof(Arena::RankState) == 704);
 
+// One collective of a rank in its flight recorder, a ring of the last kFlightRecords: written by
+// the rank alone, read by anybody at any time. `number` is stored last, 0 first.
+//
+//   0  number     how many collectives the rank has begun, this one included
+//   8  operation  12  group  16  leader: the lowest world rank of the group
+//  24  sequence   32  bytes  40  start_ticks   48  end_ticks, 0 while it is under way
+//  64
+struct alignas(kCacheLine) Arena::Flight {
+  std::atomic<uint64_t> number;
+  std::atomic<Operation> operation;
+  std::atomic<uint32_t> group;
+  std::atomic<int32_t> leader;
+  std::atomic<uint64_t> sequence, bytes, start_ticks, end_ticks;
+};
+static_assert(offsetof(Arena::Flight, sequence) == 24);
+static_assert(offsetof(Arena::Flight, end_ticks) == 48);
+static_assert(sizeof(Arena::Flight) == 64);
+
+// The cheapest clock of the machine that all ranks share: 10 ns where CLOCK_MONOTONIC takes 22.
+uint64_t now_ticks();
+int64_t now_ns();  // CLOCK_MONOTONIC
+
 // Values of sleeping_for: awake, woken by any rank, else 1 + the only rank that wakes it.
 inline constexpr uint32_t kAwake = 0;
 inline constexpr uint32_t kSleepingForAny = 0xffffffff;
@@ -55,8 +81,8 @@ inline constexpr uint32_t kSleepingForAny = 0xffffffff;
 //   4  group       16  total_bytes  32  chunk_bytes
 //  40  phase: 0, or 1 for the second message of an all_reduce
 //  44  element: the DataType a reduction adds, 0 for the rest
-//  48  counts: dispatch [tokens, results expected], combine [results, 0], others [0, 0]
-//  64
+//  46  place: where the payload lies: 0 the slot of this header, 1 + i slot i of the sender's
+//  outbox 48  counts: dispatch [tokens, results expected], combine [results, 0], others [0, 0] 64
 struct Arena::Slot {
   Operation operation{};
   uint32_t group = 0;
@@ -65,7 +91,8 @@ struct Arena::Slot {
   uint64_t offset = 0;
   uint64_t chunk_bytes = 0;
   uint32_t phase = 0;
-  uint32_t element = 0;
+  uint16_t element = 0;
+  uint16_t place = 0;
   uint64_t counts[2] = {};
 
   bool operator==(const Slot&) const = default;
@@ -76,21 +103,38 @@ static_assert(offsetof(Arena::Slot, offset) == 24);
 static_assert(offsetof(Arena::Slot, chunk_bytes) == 32);
 static_assert(offsetof(Arena::Slot, phase) == 40);
 static_assert(offsetof(Arena::Slot, element) == 44);
+static_assert(offsetof(Arena::Slot, place) == 46);
 static_assert(offsetof(Arena::Slot, counts) == 48);
 static_assert(sizeof(Arena::Slot) == 64);
 
 // One FIFO from a sender to a receiver. Chunk number n (from 0) lies in slot n % 2; the sender may
 // write it once consumed + 2 > n, the receiver may read it once published > n.
 //
-//   0  published  chunks ever sent, written by the sender
-//  64  consumed   chunks ever given back, written by the receiver
+// A barrier needs no chunk: the sender counts it in `barriers`, after saying which one it is. It
+// may come to the next one before the receiver has looked at this, but no further: so two are kept.
+//
+//   0  published   chunks ever sent         )
+//   8  barriers    barriers ever come to    ) written by the sender
+//  16  barrier[2]  number n in barrier[n % 2]: 0 sequence, 8 group, 12 owes: 1 if chunks of
+//                  earlier collectives are to follow
+//  64  consumed    chunks ever given back  ) written by the receiver
+//  72  passed      barriers ever left      )
 // 128  slots      the headers, written by the sender
 // 256
 struct alignas(kCacheLine) Arena::Window {
   std::atomic<uint64_t> published;
+  std::atomic<uint64_t> barriers;
+  struct {
+    std::atomic<uint64_t> sequence;
+    std::atomic<uint32_t> group;
+    std::atomic<uint32_t> owes;
+  } barrier[2];
   alignas(kCacheLine) std::atomic<uint64_t> consumed;
+  std::atomic<uint64_t> passed;
   alignas(kCacheLine) Slot slots[kSlotsPerWindow];
 };
+static_assert(offsetof(Arena::Window, barrier) == 16);
+static_assert(sizeof(Arena::Window::barrier[0]) == 16);
 static_assert(offsetof(Arena::Window, consumed) == 64);
 static_assert(offsetof(Arena::Window, slots) == 128);
 static_assert(sizeof(Arena::Window) == 256);

@@ -37,34 +37,62 @@ SendChannel::SendChannel(Communicator& communicator, int receiver)
     : communicator_(&communicator),
       receiver_(receiver),
       window_(&communicator.arena().window(receiver, communicator.world_rank())),
-      published_(window_->published.load()) {
+      published_(window_->published.load()),
+      consumed_(window_->consumed.load()),
+      barriers_(window_->barriers.load()) {
   for (int i = 0; i < static_cast<int>(kSlotsPerWindow); ++i)
     payloads_[i] = communicator.arena().payload(receiver, communicator.world_rank(), i);
 }
 
 bool SendChannel::has_room() const {
-  const uint64_t unread = published_ - window_->consumed.load();
-  if (unread > kSlotsPerWindow)
+  if (published_ - consumed_ < kSlotsPerWindow) return true;
+  look_at_consumed();
+  return published_ - consumed_ < kSlotsPerWindow;
+}
+
+bool SendChannel::has_given_back(uint64_t count) const {
+  if (consumed_ < count) look_at_consumed();
+  return consumed_ >= count;
+}
+
+void SendChannel::look_at_consumed() const {
+  consumed_ = window_->consumed.load();
+  if (published_ - consumed_ > kSlotsPerWindow)
     communicator_->fail(
         fmt::format("the window to rank {} is corrupt: it gave back more than it "
                     "was given",
                     receiver_));
-  return unread < kSlotsPerWindow;
+}
+
+void SendChannel::put(const Arena::Slot& header) {
+  window_->slots[published_ % kSlotsPerWindow] = header;
+  window_->published.store(++published_, std::memory_order_release);
 }
 
 void SendChannel::publish(const Arena::Slot& header) {
-  window_->slots[published_ % kSlotsPerWindow] = header;
-  window_->published.store(++published_);
+  put(header);
+  Communicator::publication_fence();
   communicator_->ring(receiver_);
+}
+
+void SendChannel::come_to_barrier(const Arena::Slot& call, bool owes) {
+  auto& barrier = window_->barrier[++barriers_ % 2];
+  barrier.sequence.store(call.sequence, std::memory_order_relaxed);
+  barrier.group.store(call.group, std::memory_order_relaxed);
+  barrier.owes.store(owes, std::memory_order_relaxed);
+  window_->barriers.store(barriers_, std::memory_order_release);
 }
 
 ReceiveChannel::ReceiveChannel(Communicator& communicator, int sender)
     : communicator_(&communicator),
       sender_(sender),
       window_(&communicator.arena().window(communicator.world_rank(), sender)),
-      consumed_(window_->consumed.load()) {
-  for (int i = 0; i < static_cast<int>(kSlotsPerWindow); ++i)
+      consumed_(window_->consumed.load()),
+      barriers_(window_->passed.load()) {
+  for (int i = 0; i < static_cast<int>(kSlotsPerWindow); ++i) {
     payloads_[i] = communicator.arena().payload(communicator.world_rank(), sender, i);
+    outbox_[i] = communicator.arena().payload(sender, sender, i);
+  }
 }
 
 uint64_t ReceiveChannel::unread() const {
@@ -83,13 +111,39 @@ void ReceiveChannel::check(const Arena::Slot& got, const Arena::Slot& expected) 
                   describe(expected), sender_, describe(got)));
 }
 
+Arena::Slot ReceiveChannel::barrier() const {
+  const auto& barrier = window_->barrier[(barriers_ + 1) % 2];
+  return {.operation = Operation::kBarrier,
+          .group = barrier.group.load(std::memory_order_relaxed),
+          .sequence = barrier.sequence.load(std::memory_order_relaxed)};
+}
+
+void ReceiveChannel::pass_barrier() {
+  window_->passed.store(++barriers_, std::memory_order_relaxed);
+}
+
+bool ReceiveChannel::owes_chunks() const {
+  return window_->barrier[(barriers_ + 1) % 2].owes.load(std::memory_order_relaxed) != 0;
+}
+
 void ReceiveChannel::consume(uint64_t count) {
-  const uint64_t before = consumed_;
+  give_back(count);
+  Communicator::publication_fence();
+  ring_for_room(count);
+}
+
+void ReceiveChannel::give_back(uint64_t count) {
   consumed_ += count;
-  window_->consumed.store(consumed_);
-  // Only a sender that found the window full can wait for room. Looked up after the store: a sender
-  // that fills it later sees the new count.
-  if (window_->published.load() - before >= kSlotsPerWindow) communicator_->ring(sender_);
+  window_->consumed.store(consumed_, std::memory_order_release);
+}
+
+// A sender that found the window full may wait for this rank alone. Looked up after the store: one
+// that fills it later sees the new count. One that waits for its outbox sleeps for any rank.
+void ReceiveChannel::ring_for_room(uint64_t count) const {
+  if (window_->published.load() - (consumed_ - count) >= kSlotsPerWindow)
+    communicator_->ring(sender_);
+  else
+    communicator_->ring_if_for_any(sender_);
 }
 
 }  // namespace troupe::comm

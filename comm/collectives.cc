@@ -1,6 +1,5 @@
 // Each collective as the messages it consists of. Moving them is comm/transfer's work.
-#include <cstring>
-#include <utility>
+#include <algorithm>
 
 #include "base/error.h"
 #include "comm/process_group.h"
@@ -13,6 +12,8 @@ namespace {
 // instead of two, each of which costs a context switch when ranks outnumber cores.
 constexpr size_t kDirectReduceBytes = size_t{256} << 10;
 
+using Kind = Transfer::Kind;
+
 template <class T>
 constexpr DataType data_type();
 template <>
@@ -22,10 +23,6 @@ constexpr DataType data_type<float>() {
 template <>
 constexpr DataType data_type<Bf16>() {
   return DataType::kBf16;
-}
-
-void copy(std::span<const std::byte> from, std::byte* to) {
-  if (!from.empty() && from.data() != to) std::memmove(to, from.data(), from.size());
 }
 
 // Part `p` of `n` nearly equal ones.
@@ -51,34 +48,30 @@ std::span<Byte> checked_part(std::span<Byte> data, std::span<const int64_t> byte
 }  // namespace
 
 void ProcessGroup::barrier() {
-  Transfer& transfer = begin(Operation::kBarrier, DataType::kBytes);
-  for (const int peer : peer_order_) {
-    transfer.send(0, peer, {});
-    transfer.receive(0, peer, {});
-  }
-  run(transfer);
+  const Arena::Slot call{
+      .operation = Operation::kBarrier, .group = id_, .sequence = next_sequence_++};
+  communicator_.enter_collective(call.operation, id_, call.sequence);
+  communicator_.transfers().barrier(call, ranks_, peer_order_);
+  communicator_.leave_collective();
 }
 
 void ProcessGroup::broadcast(std::span<std::byte> data, int root) {
   TROUPE_CHECK(root >= 0 && root < size(), "root {} of {}", root, size());
-  Transfer& transfer = begin(Operation::kBroadcast, DataType::kBytes);
-  if (rank_ == root) {
-    for (const int peer : peer_order_) transfer.send(0, peer, data);
-  } else {
-    transfer.receive(0, root, data);
-  }
+  Transfer& transfer = begin(Operation::kBroadcast, DataType::kBytes, data.size());
+  if (rank_ == root)
+    transfer.send_to_all(0, data);
+  else
+    transfer.receive(0, root, data, Kind::kToAll);
   run(transfer);
 }
 
 Transfer& ProcessGroup::begin_all_gather(std::span<const std::byte> in, std::span<std::byte> out) {
   TROUPE_CHECK(out.size() % size() == 0 && out.size() / size() == in.size(), "{} of {} x {}",
                out.size(), size(), in.size());
-  Transfer& transfer = begin(Operation::kAllGather, DataType::kBytes);
-  copy(in, out.data() + rank_ * in.size());
-  for (const int peer : peer_order_) {
-    transfer.send(0, peer, in);
-    transfer.receive(0, peer, out.subspan(peer * in.size(), in.size()));
-  }
+  Transfer& transfer = begin(Operation::kAllGather, DataType::kBytes, out.size());
+  transfer.send_to_all(0, in, out.data() + rank_ * in.size());
+  for (const int peer : peer_order_)
+    transfer.receive(0, peer, out.subspan(peer * in.size(), in.size()), Kind::kToAll);
   return transfer;
 }
 
@@ -94,11 +87,11 @@ template <class T>
 Transfer& ProcessGroup::begin_reduce_scatter(std::span<const T> data, std::span<T> out) {
   TROUPE_CHECK(data.size() % size() == 0 && data.size() / size() == out.size(), "{} of {} x {}",
                data.size(), size(), out.size());
-  Transfer& transfer = begin(Operation::kReduceScatter, data_type<T>());
+  Transfer& transfer = begin(Operation::kReduceScatter, data_type<T>(), data.size_bytes());
   for (const int peer : peer_order_)
-    transfer.send(0, peer, std::as_bytes(data.subspan(peer * out.size(), out.size())));
+    transfer.send(peer, std::as_bytes(data.subspan(peer * out.size(), out.size())));
   transfer.reduce(std::as_bytes(data.subspan(rank_ * out.size(), out.size())),
-                  std::as_writable_bytes(out).data(), false);
+                  std::as_writable_bytes(out).data(), Kind::kToOne);
   return transfer;
 }
 
@@ -113,21 +106,21 @@ void ProcessGroup::reduce_scatter(std::span<const Bf16> data, std::span<Bf16> ou
 // Both ways add the same tree element by element, so the choice moves no bit.
 template <class T>
 Transfer& ProcessGroup::begin_all_reduce(std::span<T> data) {
-  Transfer& transfer = begin(Operation::kAllReduce, data_type<T>());
+  Transfer& transfer = begin(Operation::kAllReduce, data_type<T>(), data.size_bytes());
   const std::span<std::byte> bytes = std::as_writable_bytes(data);
   if (size() <= 2 || bytes.size() <= kDirectReduceBytes / (size() - 1)) {
-    for (const int peer : peer_order_) transfer.send(0, peer, bytes);
-    transfer.reduce(bytes, bytes.data(), true);
+    transfer.send_to_all(0, bytes);
+    transfer.reduce(bytes, bytes.data(), Kind::kToAll);
     return transfer;
   }
   const std::span<std::byte> mine = std::as_writable_bytes(part_of(data, rank_, size()));
+  transfer.send_to_all(1, mine);
   for (const int peer : peer_order_) {
     const auto theirs = std::as_writable_bytes(part_of(data, peer, size()));
-    transfer.send(0, peer, theirs);
-    transfer.send(1, peer, mine);
-    transfer.receive(1, peer, theirs);
+    transfer.send(peer, theirs);
+    transfer.receive(1, peer, theirs, Kind::kToAll);
   }
-  transfer.reduce(mine, mine.data(), false);
+  transfer.reduce(mine, mine.data(), Kind::kToOne);
   return transfer;
 }
 
@@ -142,12 +135,12 @@ Pending ProcessGroup::start_all_reduce(std::span<float> data) {
 void ProcessGroup::all_to_all(std::span<const std::byte> in, std::span<std::byte> out) {
   TROUPE_CHECK(in.size() == out.size() && in.size() % size() == 0, "{} and {} for {} ranks",
                in.size(), out.size(), size());
-  Transfer& transfer = begin(Operation::kAllToAll, DataType::kBytes);
+  Transfer& transfer = begin(Operation::kAllToAll, DataType::kBytes, in.size());
   const size_t part = in.size() / size();
-  copy(in.subspan(rank_ * part, part), out.data() + rank_ * part);
+  transfer.copy(in.subspan(rank_ * part, part), out.data() + rank_ * part);
   for (const int peer : peer_order_) {
-    transfer.send(0, peer, in.subspan(peer * part, part));
-    transfer.receive(0, peer, out.subspan(peer * part, part));
+    transfer.send(peer, in.subspan(peer * part, part));
+    transfer.receive(0, peer, out.subspan(peer * part, part), Kind::kToOne);
   }
   run(transfer);
 }
@@ -165,11 +158,12 @@ Transfer& ProcessGroup::begin_all_to_all_v(std::span<const std::byte> in, std::s
   };
   TROUPE_CHECK(sent_to(rank_).size() == received_from(rank_).size(), "{} bytes to itself, {} from",
                sent_to(rank_).size(), received_from(rank_).size());
-  Transfer& transfer = begin(Operation::kAllToAllV, DataType::kBytes);
-  copy(sent_to(rank_), received_from(rank_).data());
+  Transfer& transfer =
+      begin(Operation::kAllToAllV, DataType::kBytes, std::max(in.size(), out.size()));
+  transfer.copy(sent_to(rank_), received_from(rank_).data());
   for (const int peer : peer_order_) {
-    transfer.send(0, peer, sent_to(peer));
-    transfer.receive(0, peer, received_from(peer));
+    transfer.send(peer, sent_to(peer));
+    transfer.receive(0, peer, received_from(peer), Kind::kToOne);
   }
   return transfer;
 }

@@ -46,9 +46,9 @@ Pending::~Pending() {
 void Pending::wait() {
   Transfer* transfer = std::exchange(transfer_, nullptr);
   if (transfer == nullptr || transfer->sequence() != sequence_) return;
-  const Communicator& communicator = transfer->queue().communicator();
+  Communicator& communicator = transfer->queue().communicator();
   const Arena::Slot& call = transfer->call();
-  communicator.enter_collective(call.operation, call.group, call.sequence);
+  communicator.resume_collective(call.operation, call.group, call.sequence);
   transfer->queue().wait(*transfer);
   communicator.leave_collective();
 }
@@ -63,6 +63,7 @@ ProcessGroup::ProcessGroup(Communicator& communicator, uint32_t id, std::vector<
   TROUPE_CHECK(std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end() &&
                    sorted.front() >= 0 && sorted.back() < communicator.world_size(),
                "group {} names a rank twice or one that does not exist", id);
+  communicator.add_group(id, sorted.front());
 
   for (int peer = 0; peer < size(); ++peer)
     if (peer != rank_) peer_order_.push_back(peer);
@@ -78,28 +79,31 @@ ProcessGroup::~ProcessGroup() {
   for (const auto& transfer : transfers_) communicator_.transfers().abandon(*transfer);
 }
 
-Transfer& ProcessGroup::begin(Operation operation, DataType element) {
+Transfer& ProcessGroup::begin(Operation operation, DataType element, uint64_t bytes) {
   const auto free = std::find_if(transfers_.begin(), transfers_.end(),
                                  [](const auto& transfer) { return transfer->complete(); });
   TROUPE_CHECK(free != transfers_.end(), "more than two collectives of group {} in flight", id_);
-  (*free)->begin(operation, id_, next_sequence_++, element);
+  (*free)->begin(operation, id_, next_sequence_++, element, bytes);
   return **free;
 }
 
-void ProcessGroup::run(Transfer& transfer) {
+void ProcessGroup::enter(const Transfer& transfer) {
   const Arena::Slot& call = transfer.call();
-  communicator_.enter_collective(call.operation, call.group, call.sequence);
+  communicator_.enter_collective(call.operation, call.group, call.sequence, transfer.bytes());
+}
+
+void ProcessGroup::run(Transfer& transfer) {
+  enter(transfer);
   communicator_.transfers().start(transfer);
   communicator_.transfers().wait(transfer);
   communicator_.leave_collective();
 }
 
 Pending ProcessGroup::start(Transfer& transfer) {
-  const Arena::Slot& call = transfer.call();
-  communicator_.enter_collective(call.operation, call.group, call.sequence);
+  enter(transfer);
   communicator_.transfers().start(transfer);
-  communicator_.leave_collective();
-  return Pending(transfer, call.sequence);
+  communicator_.pause_collective();
+  return Pending(transfer, transfer.sequence());
 }
 
 }  // namespace troupe::comm

@@ -17,16 +17,34 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "base/bf16.h"
 #include "comm/arena.h"
+#include "comm/flight_recorder.h"
 
 namespace troupe::comm {
+
+// What is waited for: refers to a callable that returns bool and outlives the call it is passed to.
+// Not std::function, which may allocate.
+class Condition {
+ public:
+  template <class Callable>
+  requires(!std::is_same_v<Callable, Condition>)
+      Condition(const Callable& callable)  // implicit: a lambda is passed as it is
+      : callable_(&callable),
+        call_([](const void* object) { return (*static_cast<const Callable*>(object))(); }) {}
+  bool operator()() const { return call_(callable_); }
+
+ private:
+  const void* callable_;
+  bool (*call_)(const void*);
+};
 
 class Transfer;       // a collective on its way (comm/transfer.h)
 class TransferQueue;  // all those of this rank, and its channels
@@ -46,26 +64,36 @@ class Communicator {
 
   uint64_t bytes_sent() const { return bytes_sent_; }  // payload to other ranks
   int64_t wait_ns() const { return wait_ns_; }         // time spent waiting for other ranks
+  bool spins() const { return spin_; }                 // cores >= ranks
   void count_sent(uint64_t bytes) { bytes_sent_ += bytes; }
 
   // Publishes where this rank is (Activity), for reports and error messages.
   void enter_step(Stage stage, uint64_t step) const;
   void enter_layer(int32_t layer) const;
 
-  // Returns when ready() is true. Spins briefly when cores >= ranks, else yields a few times, then
+  // Returns when ready() is true. Spins briefly when cores >= ranks, else yields for a while, then
   // sleeps on the doorbell, which peers ring after every publication. `for_rank` is who is waited
   // for, for the error. Throws RankError on deadline, abort or any rank's failure.
-  // What ready() reads and what peers publish must be sequentially consistent atomics, else a ring
-  // can be missed and costs a tenth of a second. kThatRank sleeps through the rings of others: of
-  // n missing ranks one wakes for about log n arrivals, not for all.
+  // kThatRank sleeps through the rings of others: of n missing ranks one wakes for about log n
+  // arrivals, not for all.
   enum class WakeOn { kAnyRank, kThatRank };
-  void wait_until(const std::function<bool()>& ready, int for_rank,
-                  WakeOn wake_on = WakeOn::kAnyRank);
-  void ring(int world_rank) const;  // wakes a rank that sleeps in wait_until
+  void wait_until(Condition ready, int for_rank, WakeOn wake_on = WakeOn::kAnyRank);
+  // Wakes a rank that sleeps in wait_until for what this rank has just published. Between the
+  // publication and ring() lies a sequentially consistent fence (publication_fence(), one for any
+  // number of rings), else the sleeper can miss both and costs a quarter of a second.
+  void ring(int world_rank) const;
+  void ring_if_for_any(int world_rank) const;  // unless it sleeps for one rank
+  static void publication_fence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 
-  // For the rest of comm. Between enter and leave, Activity shows the collective.
-  void enter_collective(Operation operation, uint32_t group, uint64_t sequence) const;
-  void leave_collective() const;
+  // For the rest of comm. Between enter and leave, Activity shows the collective; the flight
+  // recorder keeps it, with the bytes of this rank's larger buffer. pause_collective leaves one
+  // that goes on (a handle), resume_collective comes back to it.
+  void enter_collective(Operation operation, uint32_t group, uint64_t sequence, uint64_t bytes = 0);
+  void leave_collective();
+  void pause_collective() const;
+  void resume_collective(Operation operation, uint32_t group, uint64_t sequence);
+  // A group of this rank: whose lowest world rank is `leader`.
+  void add_group(uint32_t id, int32_t leader) { leaders_.emplace_back(id, leader); }
   // "rank 1: all_gather of group 0 (#7), decode step 14: <what>".
   std::string error_text(const std::string& what) const;
   // Publishes that text as this rank's failure, so that all ranks end, and throws it as RankError.
@@ -73,16 +101,21 @@ class Communicator {
   TransferQueue& transfers() const { return *transfers_; }
 
  private:
-  void sleep_until(const std::function<bool()>& ready, int for_rank, WakeOn wake_on, int64_t start);
+  void show_collective(Operation operation, uint32_t group, uint64_t sequence) const;
+  bool ready_soon(Condition ready, int64_t start) const;
+  void wake(int world_rank, uint32_t sleeping_for) const;
+  void sleep_until(Condition ready, int for_rank, WakeOn wake_on, int64_t start);
   void throw_if_world_ended() const;
   std::string timeout_text(int for_rank) const;
 
   Arena& arena_;
   int world_rank_;
   std::chrono::milliseconds timeout_;
-  bool spin_;
+  bool spin_;  // cores >= ranks
   uint64_t bytes_sent_ = 0;
   int64_t wait_ns_ = 0;
+  FlightRecorder flights_;
+  std::vector<std::pair<uint32_t, int32_t>> leaders_;  // (group id, its lowest world rank)
   std::unique_ptr<TransferQueue> transfers_;
 };
 
@@ -150,7 +183,8 @@ class ProcessGroup {
 
  private:
   friend class MoeExchange;
-  Transfer& begin(Operation operation, DataType element);
+  Transfer& begin(Operation operation, DataType element, uint64_t bytes);
+  void enter(const Transfer& transfer);
   void run(Transfer& transfer);
   Pending start(Transfer& transfer);
   Transfer& begin_all_gather(std::span<const std::byte> in, std::span<std::byte> out);

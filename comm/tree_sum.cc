@@ -1,56 +1,54 @@
 #include "comm/tree_sum.h"
 
-#include <algorithm>
-#include <bit>
+#include <vector>
 
 #include "base/error.h"
 
+#define TROUPE_TREE_SUM plain
+#include "comm/tree_sum_kernel.h"
+
 namespace troupe::comm {
+
+#if defined(__x86_64__)
+namespace avx2 {
+void sum_f32(std::span<const std::byte* const> sources, std::byte* out, size_t count);
+void sum_bf16(std::span<const std::byte* const> sources, std::byte* out, size_t count);
+}  // namespace avx2
+namespace avx512 {
+void sum_f32(std::span<const std::byte* const> sources, std::byte* out, size_t count);
+void sum_bf16(std::span<const std::byte* const> sources, std::byte* out, size_t count);
+}  // namespace avx512
+#endif
+
 namespace {
 
-// A block of partial sums per level of the tree stays in the first-level cache.
-constexpr size_t kBlock = 512;
-
-float load(float x) { return x; }
-float load(Bf16 x) { return to_float(x); }
-void store(float x, float& out) { out = x; }
-void store(float x, Bf16& out) { out = to_bf16(x); }
-
-// Neighbouring pairs with the odd last one carried up is the same tree as splitting at the largest
-// power of two below the count.
-template <class T>
-void sum_block(std::span<const std::byte* const> sources, size_t begin, size_t count, float* sum) {
-  if (sources.size() == 1) {
-    const T* source = reinterpret_cast<const T*>(sources[0]) + begin;
-    for (size_t i = 0; i < count; ++i) sum[i] = load(source[i]);
-    return;
-  }
-  const size_t half = std::bit_ceil(sources.size()) / 2;
-  float right[kBlock];
-  sum_block<T>(sources.first(half), begin, count, sum);
-  sum_block<T>(sources.subspan(half), begin, count, right);
-  for (size_t i = 0; i < count; ++i) sum[i] += right[i];
-}
-
-template <class T>
-void sum_all(std::span<const std::byte* const> sources, T* out, size_t count) {
-  float sum[kBlock];
-  for (size_t begin = 0; begin < count; begin += kBlock) {
-    const size_t block = std::min(kBlock, count - begin);
-    sum_block<T>(sources, begin, block, sum);
-    for (size_t i = 0; i < block; ++i) store(sum[i], out[begin + i]);
-  }
+// The builtins ask the operating system too (XGETBV): registers it does not save do not count.
+std::vector<TreeSumKernel> detect_kernels() {
+  std::vector<TreeSumKernel> kernels{{"plain", plain::sum_f32, plain::sum_bf16}};
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) kernels.push_back({"avx2", avx2::sum_f32, avx2::sum_bf16});
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    kernels.push_back({"avx512", avx512::sum_f32, avx512::sum_bf16});
+#endif
+  return kernels;
 }
 
 }  // namespace
 
+std::span<const TreeSumKernel> tree_sum_kernels() {
+  static const std::vector<TreeSumKernel> kernels = detect_kernels();
+  return kernels;
+}
+
 void tree_sum(DataType type, std::span<const std::byte* const> sources, std::byte* out,
               size_t bytes) {
+  static const TreeSumKernel kernel = tree_sum_kernels().back();
   if (type == DataType::kF32) {
-    sum_all(sources, reinterpret_cast<float*>(out), bytes / sizeof(float));
+    kernel.sum_f32(sources, out, bytes / sizeof(float));
   } else {
     TROUPE_CHECK(type == DataType::kBf16);
-    sum_all(sources, reinterpret_cast<Bf16*>(out), bytes / sizeof(Bf16));
+    kernel.sum_bf16(sources, out, bytes / sizeof(Bf16));
   }
 }
 

@@ -19,17 +19,19 @@ namespace troupe::comm {
 namespace {
 
 constexpr auto kRelaxed = std::memory_order_relaxed;
-constexpr int kSpins = 2000;  // tens of microseconds: two futex calls and two context switches
-constexpr int kYields = 4;
+// Looks without a pause first, as the data of a rank that is not late is a cache miss away; a pause
+// is 25 ns.
+constexpr int kLooks = 100;
+// Then for as long as sleeping and being woken would take on another core.
+constexpr int64_t kSpinNs = 40'000;
+constexpr int kPausesPerClock = 32;
+// Where ranks share cores: others run meanwhile, so this is about their turns, not about this
+// rank's time. Measured (docs/collectives.md): shorter, and ranks sleep that are needed at once;
+// longer gains nothing.
+constexpr int64_t kYieldNs = 50'000;
 // A sleeper looks up this often even if nobody rings, so that a ringer that died between clearing
 // sleeping_for and waking costs a pause, not a hang.
-constexpr int64_t kSliceNs = 100'000'000;
-
-int64_t now_ns() {
-  timespec time{};
-  ::clock_gettime(CLOCK_MONOTONIC, &time);
-  return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
-}
+constexpr int64_t kSliceNs = 250'000'000;
 
 void pause_core() {
 #if defined(__x86_64__)
@@ -59,6 +61,7 @@ Communicator::Communicator(Arena& arena, int world_rank, std::chrono::millisecon
       world_rank_(world_rank),
       timeout_(timeout),
       spin_(static_cast<int>(std::thread::hardware_concurrency()) >= arena.shape().world_size),
+      flights_(arena, world_rank),
       transfers_(std::make_unique<TransferQueue>(*this)) {}
 
 Communicator::~Communicator() = default;
@@ -74,43 +77,65 @@ void Communicator::enter_layer(int32_t layer) const {
   arena_.activity(world_rank_).layer.store(layer, kRelaxed);
 }
 
-void Communicator::enter_collective(Operation operation, uint32_t group, uint64_t sequence) const {
+void Communicator::show_collective(Operation operation, uint32_t group, uint64_t sequence) const {
   Activity& activity = arena_.activity(world_rank_);
   activity.group.store(group, kRelaxed);
   activity.sequence.store(sequence, kRelaxed);
   activity.operation.store(operation, kRelaxed);
-  activity.since_ns.store(now_ns(), kRelaxed);
 }
 
-void Communicator::leave_collective() const {
-  Activity& activity = arena_.activity(world_rank_);
-  activity.operation.store(Operation::kNone, kRelaxed);
-  activity.since_ns.store(now_ns(), kRelaxed);
+void Communicator::enter_collective(Operation operation, uint32_t group, uint64_t sequence,
+                                    uint64_t bytes) {
+  show_collective(operation, group, sequence);
+  const auto known = std::find_if(leaders_.begin(), leaders_.end(),
+                                  [&](const auto& entry) { return entry.first == group; });
+  flights_.begin(operation, group, known == leaders_.end() ? -1 : known->second, sequence, bytes);
 }
 
-void Communicator::wait_until(const std::function<bool()>& ready, int for_rank, WakeOn wake_on) {
-  if (ready()) return;
+void Communicator::leave_collective() {
+  flights_.end();
+  pause_collective();
+}
+
+void Communicator::pause_collective() const {
+  arena_.activity(world_rank_).operation.store(Operation::kNone, kRelaxed);
+}
+
+void Communicator::resume_collective(Operation operation, uint32_t group, uint64_t sequence) {
+  show_collective(operation, group, sequence);
+  flights_.resume(group, sequence);
+}
+
+// A wait that the first looks end is too short for a clock: wait_ns() leaves it out.
+void Communicator::wait_until(Condition ready, int for_rank, WakeOn wake_on) {
+  for (int look = 0; look < (spin_ ? kLooks : 1); ++look)
+    if (ready()) return;
   const int64_t start = now_ns();
   Activity& activity = arena_.activity(world_rank_);
   activity.waiting_for.store(for_rank, kRelaxed);
-  bool done = false;
-  for (int i = 0; !done && i < (spin_ ? kSpins : kYields); ++i) {
-    if (spin_)
-      pause_core();
-    else
-      ::sched_yield();
-    done = ready();
-  }
-  if (!done) sleep_until(ready, for_rank, wake_on, start);
+  if (!ready_soon(ready, start)) sleep_until(ready, for_rank, wake_on, start);
   activity.waiting_for.store(-1, kRelaxed);
   wait_ns_ += now_ns() - start;
 }
 
+bool Communicator::ready_soon(Condition ready, int64_t start) const {
+  const int64_t until = start + (spin_ ? kSpinNs : kYieldNs);
+  do {
+    for (int i = 0; spin_ && i < kPausesPerClock; ++i) {
+      pause_core();
+      if (ready()) return true;
+    }
+    if (!spin_) ::sched_yield();
+    if (ready()) return true;
+  } while (now_ns() < until);
+  return false;
+}
+
 // No ring is lost: the sleeper stores sleeping_for and then looks for data; the publisher stores
-// data and then looks at sleeping_for; all four are sequentially consistent, so one of the two sees
-// the other. A ring between the load of the doorbell and the futex call makes that call return.
-void Communicator::sleep_until(const std::function<bool()>& ready, int for_rank, WakeOn wake_on,
-                               int64_t start) {
+// data and then looks at sleeping_for; a sequentially consistent fence lies between the two on both
+// sides, so one of them sees the other. A ring between the load of the doorbell and the futex call
+// makes that call return.
+void Communicator::sleep_until(Condition ready, int for_rank, WakeOn wake_on, int64_t start) {
   Arena::RankState& me = arena_.rank_state(world_rank_);
   const uint32_t sleeping_for =
       wake_on == WakeOn::kAnyRank ? kSleepingForAny : static_cast<uint32_t>(for_rank) + 1;
@@ -118,6 +143,7 @@ void Communicator::sleep_until(const std::function<bool()>& ready, int for_rank,
   for (;;) {
     const uint32_t doorbell = me.doorbell.load();
     me.sleeping_for.store(sleeping_for);
+    publication_fence();
     const bool done = ready();
     if (!done) throw_if_world_ended();
     const int64_t left = deadline - now_ns();
@@ -152,13 +178,21 @@ void Communicator::throw_if_world_ended() const {
   if (arena_.aborted()) throw RankError(error_text("the launch is ending"));
 }
 
-// Whoever clears sleeping_for wakes: the others spare themselves the system call.
 void Communicator::ring(int world_rank) const {
+  const uint32_t sleeping_for = arena_.rank_state(world_rank).sleeping_for.load(kRelaxed);
+  if (sleeping_for == kSleepingForAny || sleeping_for == static_cast<uint32_t>(world_rank_) + 1)
+    wake(world_rank, sleeping_for);
+}
+
+void Communicator::ring_if_for_any(int world_rank) const {
+  if (arena_.rank_state(world_rank).sleeping_for.load(kRelaxed) == kSleepingForAny)
+    wake(world_rank, kSleepingForAny);
+}
+
+// Whoever clears sleeping_for wakes: the others spare themselves the system call.
+void Communicator::wake(int world_rank, uint32_t sleeping_for) const {
   Arena::RankState& peer = arena_.rank_state(world_rank);
-  uint32_t sleeping_for = peer.sleeping_for.load();
-  const bool meant =
-      sleeping_for == kSleepingForAny || sleeping_for == static_cast<uint32_t>(world_rank_) + 1;
-  if (!meant || !peer.sleeping_for.compare_exchange_strong(sleeping_for, kAwake)) return;
+  if (!peer.sleeping_for.compare_exchange_strong(sleeping_for, kAwake)) return;
   peer.doorbell.fetch_add(1);
   futex_wake(peer.doorbell);
 }
