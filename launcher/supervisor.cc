@@ -182,6 +182,14 @@ std::vector<RankExit> Supervisor::reap(int options) {
   return exits;
 }
 
+void Supervisor::signal_running(int signal) const {
+  for (const int fd : poll_fds_) {
+    if (fd >= 0) syscall(SYS_pidfd_send_signal, fd, signal, nullptr, 0);
+  }
+}
+
+void Supervisor::terminate() const { signal_running(SIGTERM); }
+
 std::vector<RankExit> Supervisor::stop_all(std::chrono::milliseconds grace) {
   const auto deadline = Clock::now() + grace;
   std::vector<RankExit> exits = reap();
@@ -193,9 +201,7 @@ std::vector<RankExit> Supervisor::stop_all(std::chrono::milliseconds grace) {
     poll(fds.data(), fds.size(), static_cast<int>(left.count()));
     std::ranges::copy(reap(), std::back_inserter(exits));
   }
-  for (const int fd : poll_fds_) {
-    if (fd >= 0) syscall(SYS_pidfd_send_signal, fd, SIGKILL, nullptr, 0);
-  }
+  signal_running(SIGKILL);
   std::ranges::copy(reap(0), std::back_inserter(exits));
   return exits;
 }

@@ -47,12 +47,15 @@ class Supervisor {
   const std::vector<int>& poll_fds() const;
   // Reaps the ranks that have ended, in the order found. Never blocks.
   std::vector<RankExit> reap();
+  // Asks the ranks to end, with SIGTERM: they own nothing that outlives them.
+  void terminate() const;
   // Waits up to `grace` for the ranks to end by themselves, then SIGKILLs and reaps the rest.
   // Returns the exits it saw.
   std::vector<RankExit> stop_all(std::chrono::milliseconds grace);
 
  private:
   std::vector<RankExit> reap(int waitid_options);
+  void signal_running(int signal) const;
 
   struct Child {
     int pid = 0;

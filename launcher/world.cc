@@ -27,7 +27,7 @@ using std::chrono::steady_clock;
 
 constexpr milliseconds kPollInterval{100};
 constexpr milliseconds kLastWordsGrace{1000};  // for messages of a rank that has exited to arrive
-constexpr milliseconds kAbortGrace{500};       // for ranks to leave by themselves once aborted
+constexpr milliseconds kAbortGrace{500};       // for ranks to end once aborted
 constexpr milliseconds kShutdownGrace{5000};
 
 // Signals that end the launch arrive as data on a descriptor while this lives.
@@ -321,6 +321,7 @@ class World::Impl {
   [[noreturn]] void throw_after_stop(const std::string& what) {
     progress_.finish();
     arena_->abort();
+    supervisor_.terminate();  // those that start, load or wait for a plan do not look at the arena
     supervisor_.stop_all(kAbortGrace);
     throw Error(what);
   }

@@ -246,6 +246,18 @@ TEST(Supervisor, StopAllLetsRanksEndByThemselvesAndKillsTheRest) {
   EXPECT_EQ(kill(supervisor.pid(1), 0), -1);  // reaped: no zombie is left
 }
 
+TEST(Supervisor, TerminateEndsRanksBeforeTheirGraceIsOver) {
+  Supervisor supervisor;
+  Pipe alive;
+  supervisor.spawn(2, {"sleep"}, {alive.write.get()});
+
+  supervisor.terminate();
+  const auto exits = supervisor.stop_all(kLong);
+
+  ASSERT_EQ(exits.size(), 2u);
+  for (const RankExit& exit : exits) EXPECT_EQ(exit.signal, SIGTERM);  // not SIGKILL, kLong later
+}
+
 TEST(Supervisor, LeavesNoRankBehindWhenDestroyed) {
   Pipe alive;
   {
