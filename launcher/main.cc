@@ -132,7 +132,11 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
       ->check(CLI::IsMember({"debug", "info", "warn", "error", "off"}))
       ->default_str("info");
   app.set_version_flag("--version", std::string("troupe ") + TROUPE_VERSION);
-  app.require_subcommand(1);
+  // Not required of CLI11, which would say of a misspelt command only that there is none.
+  app.require_subcommand(0, 1);
+  app.final_callback([&] {
+    if (app.get_subcommands().empty()) throw CLI::RequiredError("A command");
+  });
   app.fallthrough();
   app.parse_complete_callback([&] {
     spdlog::set_default_logger(spdlog::stderr_color_mt("troupe"));

@@ -44,6 +44,7 @@ RunMetrics run_metrics(const LaunchResult& result) {
   m.tpot_ms = 1000 * ratio(tpot, as_double(decoded));
   m.prefill_tokens_per_s = ratio(as_double(s.prefill_tokens), s.prefill_s);
   m.decode_tokens_per_s = ratio(as_double(s.decode_tokens), s.decode_s);
+  m.drafts = drafted;
   m.avg_accept_rate = ratio(as_double(accepted), as_double(drafted));
   m.avg_accept_length = forwards > 0 ? ratio(as_double(accepted), as_double(forwards)) + 1 : 0;
   m.avg_equivalent_time_ms =
@@ -79,11 +80,10 @@ std::string metrics_text(int world_size, const LaunchResult& result) {
   for (const actors::Completion& c : result.completions) tokens += c.tokens.size();
   std::string text = fmt::format(
       "{} tokens on {} rank{} ({}): TTFT {:.1f} ms, TPOT {:.2f} ms, prefill {:.0f} tokens/s, "
-      "decode "
-      "{:.0f} tokens/s",
+      "decode {:.0f} tokens/s",
       tokens, world_size, world_size == 1 ? "" : "s", layers::isa_name(layers::active_isa()),
       m.ttft_ms, m.tpot_ms, m.prefill_tokens_per_s, m.decode_tokens_per_s);
-  if (m.avg_accept_length > 1 || m.avg_accept_rate > 0)
+  if (m.drafts > 0)
     text +=
         fmt::format("; MTP: accept rate {:.3f}, accept length {:.2f}, equivalent time {:.2f} ms",
                     m.avg_accept_rate, m.avg_accept_length, m.avg_equivalent_time_ms);

@@ -1,20 +1,16 @@
 #include "launcher/requests.h"
 
-#include <fstream>
-#include <sstream>
-
 #include "base/error.h"
+#include "base/memory.h"
+#include "model/input_file.h"
 
 namespace troupe::launcher {
 
 namespace {
 
 std::string read_text_file(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  if (!file || !(text << file.rdbuf()))
-    throw_user_error("{}: cannot read the text (or it is empty)", path.string());
-  return std::move(text).str();
+  const Mapping file = model::map_input_file(path);
+  return {reinterpret_cast<const char*>(file.data()), file.size()};
 }
 
 }  // namespace

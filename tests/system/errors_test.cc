@@ -164,6 +164,11 @@ TEST(Configuration, OfAnUnknownInstructionSetListsTheKnown) {
 
 // ---- command lines ----------------------------------------------------------------------------
 
+TEST(CommandLine, WithoutCommandAsksForOneAndAnUnknownOneIsNamed) {
+  EXPECT_CONTAINS(user_error({}), "A command is required");
+  EXPECT_CONTAINS(user_error({"rum", "--config", "tiny_moe.yaml"}), "rum");
+}
+
 TEST(CommandLine, WithoutConfigAsksForIt) {
   EXPECT_CONTAINS(user_error({"run", "--prompt-ids", "1"}), "--config");
 }
@@ -252,6 +257,17 @@ TEST(Prompt, OfAModelWithoutTokenizerAsksForIds) {
   const json config = configuration(golden_directory("ds3-tiny-bf16"), 2, "bfloat16");
 
   EXPECT_CONTAINS(run_error(config, {"--prompt", "Once"}), "--prompt-ids");
+}
+
+TEST(TextFile, ThatIsMissingOrEmptySaysWhich) {
+  const model::TemporaryDirectory directory;
+  const std::string empty = directory.write("empty.txt", ""), missing = empty + ".gz";
+  const auto score_error = [&](const std::string& file) {
+    return user_error(command("score", tiny_config(), directory, {"--text-file", file}));
+  };
+
+  EXPECT_CONTAINS(score_error(empty), empty + ": is empty");
+  EXPECT_CONTAINS(score_error(missing), missing + ": cannot be opened: No such file or directory");
 }
 
 TEST(PromptFile, ThatIsNoJsonIsNamed) {
