@@ -31,6 +31,7 @@ class Report {
     write_model();
     write_layout();
     out_ += layout_picture(model_, layout_);
+    out_ += axis_table(model_, layout_);
     out_ += '\n';
     out_ += rank_table(model_, layout_, memory_);
     write_traffic();

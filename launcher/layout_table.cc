@@ -2,6 +2,7 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <functional>
 
 namespace troupe::launcher {
@@ -11,6 +12,7 @@ using model::ParallelLayout;
 using model::Range;
 
 constexpr int kShownWhole = 16, kShownEnd = 4;  // ranks
+constexpr int kPictured = 8;                    // ranks
 constexpr size_t kKvHeadsCell = 3;              // shown where heads share them
 
 // "0-7", "3", "none"
@@ -106,7 +108,7 @@ std::string groups_text(const std::vector<std::vector<int>>& groups) {
   return fmt::format("{}", fmt::join(shown, " "));
 }
 
-std::string layout_picture(const model::ModelConfig& model, const ParallelLayout& layout) {
+std::string axis_table(const model::ModelConfig& model, const ParallelLayout& layout) {
   const int world_size = layout.sizes().world_size;
   std::string out =
       fmt::format("\n{:<10} {:>5}  {:<34}  each rank holds\n", "axis", "size", "groups of ranks");
@@ -115,6 +117,42 @@ std::string layout_picture(const model::ModelConfig& model, const ParallelLayout
         axis.size == 1 ? "every rank by itself" : groups_text(groups_of(axis, world_size));
     out += fmt::format("{:<10} {:>5}  {:<34}  {}\n", axis.name, axis.size, groups, axis.part);
   }
+  return out;
+}
+
+std::string layout_picture(const model::ModelConfig& model, const ParallelLayout& layout) {
+  const model::ParallelSizes& s = layout.sizes();
+  const int shown = std::min(s.world_size, kPictured);
+  std::string out;
+  const auto line = [&](const char* name, int tp_size, const auto& cell) {
+    out += fmt::format("{:<14}", name);
+    for (int rank = 0; rank < shown; ++rank)
+      out += fmt::format("{}{:^9}", rank % tp_size == 0 ? "|" : " ", cell(rank));
+    // A group that goes on beyond the picture stays open.
+    out += shown % tp_size == 0 ? "|" : " ";
+    out += shown < s.world_size ? " ...\n" : "\n";
+  };
+  const auto part = [](int tp_size) {
+    return [tp_size](int rank) {
+      return tp_size == 1
+                 ? "all"
+                 : fmt::format("{}/{}", ParallelLayout::tp_rank(rank, tp_size) + 1, tp_size);
+    };
+  };
+  out += "\n";
+  line("rank", 1, [](int rank) { return fmt::to_string(rank); });
+  line("sequences", s.attn_tp_size,
+       [&](int rank) { return fmt::format("DP {}", layout.dp_rank(rank)); });
+  line("embedding", s.embed_tp_size, part(s.embed_tp_size));
+  line("heads", s.attn_tp_size, [&](int rank) { return range_text(layout.heads(rank)); });
+  line("o_proj", layout.o_proj_tp_size(), part(layout.o_proj_tp_size()));
+  if (model.num_key_value_heads == 0) line("dense MLP", s.dense_tp_size, part(s.dense_tp_size));
+  if (model.n_shared_experts > 0) line("shared experts", s.shared_tp_size, part(s.shared_tp_size));
+  if (model.n_routed_experts > 0) {
+    line("experts", s.moe_tp_size, [&](int rank) { return range_text(layout.experts(rank)); });
+    line("  of each", s.moe_tp_size, part(s.moe_tp_size));
+  }
+  line("LM head", s.lmhead_tp_size, part(s.lmhead_tp_size));
   return out;
 }
 

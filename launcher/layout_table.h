@@ -15,6 +15,10 @@ std::string bytes_text(double bytes);  // "1.50 GiB", "12.0 KiB", "28 B"
 std::string groups_text(const std::vector<std::vector<int>>& groups);
 
 // One line for each axis: size, groups of ranks, and what one rank of a group holds.
+std::string axis_table(const model::ModelConfig& model, const model::ParallelLayout& layout);
+
+// Ranks side by side, stages below each other: which part each rank holds; bars enclose the ranks
+// that cut a stage between them. Of many ranks the first.
 std::string layout_picture(const model::ModelConfig& model, const model::ParallelLayout& layout);
 
 // One line for each rank, of many the first and the last.

@@ -40,6 +40,25 @@ TEST(CheckReport, ShowsWhichRankHoldsWhichExperts) {
   EXPECT_TRUE(contains(report, "\nep             4  [0-3] ")) << report;
 }
 
+TEST(CheckReport, DrawsBarsAroundTheRanksThatCutAStage) {
+  const std::string report = check_report(
+      tiny({"parallel_config.attn_tp_size=2", "parallel_config.dense_tp_size=4"}), false);
+
+  EXPECT_TRUE(contains(report, "\nsequences     |  DP 0      DP 0   |  DP 1      DP 1   |\n"))
+      << report;
+  EXPECT_TRUE(contains(report, "\nheads         |   0-3       4-7   |   0-3       4-7   |\n"));
+  EXPECT_TRUE(contains(report, "\ndense MLP     |   1/4       2/4       3/4       4/4   |\n"));
+  EXPECT_TRUE(contains(report, "\nexperts       |   0-3   |   4-7   |  8-11   |  12-15  |\n"));
+}
+
+TEST(CheckReport, DrawsTheFirstRanksOfMany) {
+  const std::string report = check_report(
+      tiny({"parallel_config.world_size=16", "parallel_config.dense_tp_size=16"}), false);
+
+  EXPECT_TRUE(contains(report, "|    7    | ...\n")) << report;
+  EXPECT_TRUE(contains(report, "  8/16     ...\n"));
+}
+
 TEST(CheckReport, SplitsHeadsOverTensorParallelRanks) {
   const std::string report = check_report(
       tiny({"parallel_config.attn_tp_size=2", "parallel_config.moe_tp_size=4"}), false);
