@@ -124,6 +124,9 @@ class Report {
   }
 
   void write_memory() {
+    if (!memory_.layer_weights.empty())
+      line("layers   weights of each that a rank holds, alone or with others: {}\n",
+           layers_text(memory_.layer_weights));
     line("memory   weights that several ranks hold alike: {}, once per machine",
          bytes_text(memory_.shared_weights));
     line("         windows: up to {} a rank (comm_buffer_mb), touched when used",

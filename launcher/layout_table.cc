@@ -96,6 +96,18 @@ std::string bytes_text(double bytes) {
   return fmt::format("{:.0f} B", bytes);
 }
 
+std::string layers_text(const std::vector<size_t>& layer_bytes) {
+  std::string out;
+  for (size_t first = 0, end = 0; first < layer_bytes.size(); first = end) {
+    const size_t bytes = layer_bytes[first];
+    while (end < layer_bytes.size() && layer_bytes[end] == bytes) ++end;
+    const Range layers{static_cast<int64_t>(first), static_cast<int64_t>(end)};
+    out += fmt::format("{}{}: {}", out.empty() ? "" : ", ", range_text(layers),
+                       bytes_text(static_cast<double>(bytes)));
+  }
+  return out;
+}
+
 std::string groups_text(const std::vector<std::vector<int>>& groups) {
   std::vector<std::string> shown;
   for (size_t i = 0; i < groups.size(); ++i) {

@@ -11,6 +11,9 @@ namespace troupe::launcher {
 
 std::string bytes_text(double bytes);  // "1.50 GiB", "12.0 KiB", "28 B"
 
+// "0: 1.5 MiB, 1-5: 612.0 KiB": neighbours with the same bytes in one.
+std::string layers_text(const std::vector<size_t>& layer_bytes);
+
 // "[0-3] [4-7]", "[0,4] [1,5] [2,6] [3,7]"; of many groups the first two and the last.
 std::string groups_text(const std::vector<std::vector<int>>& groups);
 

@@ -84,6 +84,7 @@ void count_packed(const Config& config, model::ModelConfig model,
   }
   const model::WeightLoader loader(config.model.model_path, model, layout, options);
   memory.shared_weights = loader.shared_bytes();
+  memory.layer_weights = loader.layer_bytes(0);
   for (int rank = 0; rank < layout.sizes().world_size; ++rank)
     memory.ranks[rank].private_weights = loader.private_bytes(rank);
 }

@@ -24,9 +24,10 @@ struct RankMemory {
 };
 
 struct LaunchMemory {
-  std::vector<RankMemory> ranks;  // [world size]
-  size_t shared_weights = 0;      // held by several ranks alike, once per machine
-  std::string weights_remark;     // where the weights counted are not those of the checkpoint
+  std::vector<RankMemory> ranks;      // [world size]
+  size_t shared_weights = 0;          // held by several ranks alike, once per machine
+  std::vector<size_t> layer_weights;  // rank 0's part of each decoder layer, own or shared
+  std::string weights_remark;         // where the weights counted are not those of the checkpoint
 
   size_t total() const;
   // What a rank with memory of its own would hold, at most.

@@ -33,6 +33,7 @@ class DeepseekWeights {
   static std::string layer_prefix(int layer) { return fmt::format("model.layers.{}.", layer); }
 
   LayerWeights decoder_layer(int layer) {
+    const size_t before = builder_.held_bytes();
     const std::string prefix = layer_prefix(layer);
     LayerWeights weights;
     weights.input_norm = norm(prefix + "input_layernorm.weight", config_.hidden_size);
@@ -44,6 +45,7 @@ class DeepseekWeights {
     } else {
       weights.dense = mlp(prefix + "mlp.", config_.intermediate_size, sizes_.dense_tp_size);
     }
+    weights.bytes = builder_.held_bytes() - before;
     return weights;
   }
 

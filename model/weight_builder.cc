@@ -81,6 +81,7 @@ std::byte* WeightBuilder::take(int tp_size, size_t bytes) {
   std::byte* base = own ? memory_.own : memory_.shared;
   std::byte* memory = base == nullptr ? nullptr : base + used;
   used += aligned(bytes);
+  held_bytes_ += own ? bytes : bytes / static_cast<size_t>(tp_size);  // all shards are visited
   return memory;
 }
 

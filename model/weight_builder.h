@@ -62,6 +62,8 @@ class WeightBuilder {
   size_t shared_bytes() const { return shared_bytes_; }
   size_t own_bytes() const { return own_bytes_; }
   size_t packed_bytes() const { return packed_bytes_; }  // that this rank packs, of both
+  // Of the shards this rank holds; of shards that differ in size the mean.
+  size_t held_bytes() const { return held_bytes_; }
 
  private:
   layers::WeightType packed_type(const MatrixSpec& spec) const;
@@ -85,7 +87,7 @@ class WeightBuilder {
   Progress progress_;
   RowBuffer buffer_;
   std::vector<size_t> assigned_bytes_;  // [world_size] of the segment, to be packed by each rank
-  size_t shared_bytes_ = 0, own_bytes_ = 0, packed_bytes_ = 0;
+  size_t shared_bytes_ = 0, own_bytes_ = 0, packed_bytes_ = 0, held_bytes_ = 0;
 };
 
 }  // namespace troupe::model

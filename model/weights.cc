@@ -47,6 +47,17 @@ size_t WeightLoader::private_bytes(int world_rank) const {
   return impl_->measure(impl_->layout, world_rank).own_bytes();
 }
 
+std::vector<size_t> WeightLoader::layer_bytes(int world_rank) const {
+  WeightBuilder builder(*impl_->source, impl_->options, impl_->layout.sizes().world_size,
+                        world_rank);
+  const ModelWeights weights =
+      build_deepseek(impl_->config, impl_->layout, impl_->options.with_mtp, builder);
+  std::vector<size_t> bytes;
+  for (const LayerWeights& layer : weights.layers) bytes.push_back(layer.bytes);
+  if (weights.mtp) bytes.push_back(weights.mtp->layer.bytes);
+  return bytes;
+}
+
 WeightLoader::Loaded WeightLoader::load(
     int world_rank, std::byte* shared,
     const std::function<void(size_t done, size_t total)>& progress) const {

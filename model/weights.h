@@ -53,6 +53,7 @@ struct LayerWeights {
   AttentionWeights attention;
   std::optional<MlpWeights> dense;  // one of the two
   std::optional<MoeWeights> moe;
+  size_t bytes = 0;  // of all these
 };
 
 // A lookup table: rows in their stored type.
@@ -105,6 +106,8 @@ class WeightLoader {
 
   size_t shared_bytes() const;  // of the segment that all ranks map
   size_t private_bytes(int world_rank) const;
+  // Of what this rank holds of each decoder layer, privately or shared; last the MTP module's.
+  std::vector<size_t> layer_bytes(int world_rank) const;
 
   // Packs this rank's private tensors and its part of the shared ones. `shared` is the segment,
   // mapped writable, shared_bytes() long; after all ranks' load() (the caller waits for them) it is

@@ -70,6 +70,18 @@ TEST(CheckReport, SplitsHeadsOverTensorParallelRanks) {
   EXPECT_TRUE(contains(report, "4 of 8 heads\n")) << report;
 }
 
+TEST(CheckReport, SaysWhatALayerWeighs) {
+  const auto layers = [](const std::vector<std::string>& overrides) {
+    const std::string report = check_report(tiny(overrides), false);
+    const size_t begin = report.find("\nlayers ");
+    return report.substr(begin, report.find('\n', begin + 1) - begin);
+  };
+  // The dense layer 0, five MoE layers, and the MTP module's layer 6, which is one of them too.
+  EXPECT_TRUE(contains(layers({}), ": 0: ")) << layers({});
+  EXPECT_TRUE(contains(layers({}), ", 1-6: "));
+  EXPECT_TRUE(contains(layers({"model_config.next_n=0"}), ", 1-5: "));
+}
+
 TEST(CheckReport, CountsTheKvCacheInWholeBlocks) {
   // 6 layers and the MTP module, 64 + 16 values a row, 2 sequences a rank of
   // 100 + 64 + 2 positions: 3 blocks of 64 each.

@@ -246,6 +246,39 @@ TEST(Weights, MemoryOfAllRanksIsThatOfOneModel) {
   EXPECT_LT(cut, one + one / 10);
 }
 
+// Matrices keep the bytes of the checkpoint; norms and the bias of the gate, small, are widened.
+TEST(Weights, LayerBytesAreThoseOfTheLayersTensors) {
+  const std::filesystem::path directory = source_file(kBf16);
+  const ModelConfig config = read_model_config(directory);
+  const PlainCheckpoint plain(directory);
+  const auto stored = [&](int layer, const std::string& part) {
+    double bytes = 0;
+    for (const auto& [name, tensor] : plain.tensors)
+      if (name.starts_with(fmt::format("model.layers.{}.{}", layer, part)))
+        bytes += static_cast<double>(tensor.bytes.size());
+    return bytes;
+  };
+
+  const auto one_rank =
+      WeightLoader(directory, config, ParallelLayout({}, config), {}).layer_bytes(0);
+  const ParallelSizes sizes{.world_size = 4, .attn_tp_size = 4, .dense_tp_size = 4};
+  const auto four =
+      WeightLoader(directory, config, ParallelLayout(sizes, config), {}).layer_bytes(1);
+
+  ASSERT_EQ(one_rank.size(), static_cast<size_t>(config.num_hidden_layers));
+  for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
+    SCOPED_TRACE(layer);
+    const auto all = stored(layer, "");
+    EXPECT_NEAR(static_cast<double>(one_rank[layer]), all, 0.03 * all);
+    double quarter = stored(layer, "mlp.experts");
+    if (!config.is_moe_layer(layer)) quarter = stored(layer, "mlp");
+    for (const char* cut : {"self_attn.q_b", "self_attn.kv_b", "self_attn.o"})
+      quarter += stored(layer, cut);
+    const double held = all - 0.75 * quarter;
+    EXPECT_NEAR(static_cast<double>(four[layer]), held, 0.03 * all);
+  }
+}
+
 TEST(Weights, TheSegmentDoesNotDependOnWhoLoadsFirst) {
   const ParallelSizes sizes{.world_size = 4, .attn_tp_size = 2};
   const LoadedWorld forward = load_world(kBf16, sizes, {.with_mtp = true});
