@@ -50,6 +50,12 @@ struct TokenizeArguments {
 };
 void tokenize_command(const TokenizeArguments& arguments);
 
+struct ConvertArguments {
+  std::filesystem::path input, output;
+  std::string quant_mode;
+};
+void convert_command(const ConvertArguments& arguments);
+
 struct CheckArguments {
   ConfigArguments config;
   bool fit = false;

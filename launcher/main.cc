@@ -92,6 +92,18 @@ void add_check(CLI::App& app, CheckArguments& arguments) {
   command->callback([&] { check_command(arguments); });
 }
 
+void add_convert(CLI::App& app, ConvertArguments& arguments) {
+  CLI::App* command = app.add_subcommand("convert", "rewrite a checkpoint with other weight types");
+  command->add_option("--input", arguments.input, "checkpoint directory")->required();
+  command->add_option("--output", arguments.output, "directory to make; a call cut short goes on")
+      ->required();
+  command
+      ->add_option("--quant-mode", arguments.quant_mode,
+                   "bfloat16 (from fp8), w8a8c16 (int8 weights and activations)")
+      ->required();
+  command->callback([&] { convert_command(arguments); });
+}
+
 struct RankArguments {
   int rank = -1;
   int launcher_pid = 0;
@@ -127,6 +139,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   VerifyArguments verify;
   TokenizeArguments tokenize;
   CheckArguments check;
+  ConvertArguments convert;
   RankArguments rank;
   app.add_option("--log-level", log_level, "of stderr")
       ->check(CLI::IsMember({"debug", "info", "warn", "error", "off"}))
@@ -150,6 +163,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   add_tokenize(app, tokenize);
   add_check(app, check);
   add_bench_command(app);
+  add_convert(app, convert);
   add_rank(app, rank, status);
   app.parse(argc, argv);
   return status;

@@ -337,7 +337,7 @@ class World::Impl {
   std::optional<comm::LauncherEndpoint> endpoint_;
   Supervisor supervisor_;
   std::vector<RankView> ranks_;
-  LoadProgressBar progress_;
+  ProgressBar progress_{"loading weights"};
   std::vector<RankFigures> figures_;
   double load_s_ = 0;
   int words_due_ = 0;  // Ready, StepDone or Goodbye

@@ -86,6 +86,10 @@ struct SourceRows {
 // need not know that code. The padding rows must be zero already (fresh mappings are).
 void pack_rows(PackedMatrix& matrix, int64_t dst_row, int64_t count, const SourceRows& source);
 
+// row[k] = the value of source row `i`, input k: codes times their scales, in fp32. For all inputs
+// from 0 on that `row` has room for.
+void widen_row(const SourceRows& source, int64_t i, std::span<float> row);
+
 // y[t][n] = round(sum over k of W[n][k] x[t][k]), the sum as described above. For a matrix that
 // holds some of the leaves it is their subtree's sum: use Rounding::kNone, and add the ranks'
 // subtrees in the same tree.

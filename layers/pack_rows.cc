@@ -35,6 +35,11 @@ const std::array<float, 256> kFp8Values = [] {
   return values;
 }();
 
+float source_scale(const SourceRows& source, int64_t row, int64_t k) {
+  const int64_t block_row = (source.first_row + row) / kFp8Block;
+  return source.scales[block_row * source.scale_stride + k / kFp8Block];
+}
+
 float widen(float value, float) { return value; }
 float widen(Bf16 value, float) { return to_float(value); }
 float widen(Fp8 value, float scale) { return kFp8Values[value.code] * scale; }
@@ -45,6 +50,17 @@ To convert(float value) {
     return to_bf16(value);
   else
     return value;
+}
+
+template <class From>
+void widen_all(const SourceRows& source, int64_t i, std::span<float> row) {
+  for (size_t k = 0; k < row.size(); ++k) {
+    From value;
+    std::memcpy(&value, source.data + (i * source.row_stride + k) * sizeof(From), sizeof(From));
+    float scale = 1;
+    if constexpr (std::is_same_v<From, Fp8>) scale = source_scale(source, i, k);
+    row[k] = widen(value, scale);
+  }
 }
 
 // 16 bytes of a row, and such vectors a, b with their elements interleaved: first halves, last
@@ -167,14 +183,9 @@ class Packer {
     for (int lane = run.first_lane; lane < run.last_lane; ++lane) {
       const int64_t row = tile_row + lane - dst_row_;
       run.rows[lane] = source_.data + (row * source_.row_stride + k) * sizeof(From);
-      if constexpr (std::is_same_v<From, Fp8>) run.scales[lane] = source_scale(row, k);
+      if constexpr (std::is_same_v<From, Fp8>) run.scales[lane] = source_scale(source_, row, k);
     }
     return run;
-  }
-
-  float source_scale(int64_t row, int64_t k) const {
-    const int64_t block_row = (source_.first_row + row) / kFp8Block;
-    return source_.scales[block_row * source_.scale_stride + k / kFp8Block];
   }
 
   PackedMatrix& matrix_;
@@ -209,6 +220,17 @@ void pack_rows(PackedMatrix& matrix, int64_t dst_row, int64_t count, const Sourc
   }
   TROUPE_CHECK(false, "source type {} for weight type {}", static_cast<int>(source.type),
                static_cast<int>(to));
+}
+
+void widen_row(const SourceRows& source, int64_t i, std::span<float> row) {
+  switch (source.type) {
+    case SourceType::kF32:
+      return widen_all<float>(source, i, row);
+    case SourceType::kBf16:
+      return widen_all<Bf16>(source, i, row);
+    case SourceType::kFp8:
+      return widen_all<Fp8>(source, i, row);
+  }
 }
 
 }  // namespace troupe::layers

@@ -28,7 +28,7 @@ constexpr DtypeInfo kDtypes[] = {
     {"F8_E4M3", Dtype::kF8E4M3, 1}, {"I32", Dtype::kI32, 4},    {"U8", Dtype::kU8, 1},
     {"F64", Dtype::kOther, 8},      {"I64", Dtype::kOther, 8},  {"U64", Dtype::kOther, 8},
     {"U32", Dtype::kOther, 4},      {"I16", Dtype::kOther, 2},  {"U16", Dtype::kOther, 2},
-    {"I8", Dtype::kOther, 1},       {"BOOL", Dtype::kOther, 1}, {"F8_E5M2", Dtype::kOther, 1},
+    {"I8", Dtype::kI8, 1},          {"BOOL", Dtype::kOther, 1}, {"F8_E5M2", Dtype::kOther, 1},
     {"F8_E8M0", Dtype::kOther, 1},
 };
 

@@ -15,7 +15,7 @@
 
 namespace troupe::model {
 
-enum class Dtype : uint8_t { kF32, kBf16, kF16, kF8E4M3, kI32, kU8, kOther };
+enum class Dtype : uint8_t { kF32, kBf16, kF16, kF8E4M3, kI32, kU8, kI8, kOther };
 size_t dtype_size(Dtype dtype);       // of one element; 0 for kOther
 const char* dtype_name(Dtype dtype);  // as in the file: "F32", "BF16", "F8_E4M3", ...
 
@@ -52,12 +52,13 @@ class Checkpoint {
   const Tensor* find(std::string_view name) const;
   // Throws UserError naming directory, tensor, expected and found shape.
   const Tensor& require(std::string_view name, const std::vector<int64_t>& shape) const;
+  const std::map<std::string, const Tensor*>& tensors() const { return tensors_; }
   size_t total_bytes() const;
 
  private:
   std::filesystem::path directory_;
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
-  std::unordered_map<std::string, const Tensor*> tensors_;
+  std::map<std::string, const Tensor*> tensors_;
 };
 
 // Writes a .safetensors file piece by piece: shapes first, then data of any tensor at any element

@@ -1,0 +1,325 @@
+#include "model/convert.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <regex>
+
+#include "base/bf16.h"
+#include "base/error.h"
+#include "model/json_file.h"
+#include "model/model_config.h"
+#include "model/weight_source.h"
+
+namespace troupe::model {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using Entry = SafetensorsWriter::Entry;
+
+constexpr const char* kIndex = "model.safetensors.index.json";
+constexpr const char* kState = ".convert.json";  // what the parts in a directory are parts of
+constexpr const char* kScaleInv = "_scale_inv";  // of fp8 blocks
+constexpr const char* kInt8Ignored[] = {"lm_head", "re:.*\\.gate$", "re:.*eh_proj$",
+                                        "re:.*kv_b_proj$", "re:.*shared_head\\.head$"};
+
+enum class Action { kCopy, kToBf16, kToInt8 };
+
+struct Job {
+  std::string name;
+  const Tensor* tensor = nullptr;
+  Action action = Action::kCopy;
+
+  std::string scale_name() const { return name + "_scale"; }
+  std::vector<Entry> entries() const {
+    if (action == Action::kCopy) return {{name, tensor->dtype, tensor->shape}};
+    if (action == Action::kToBf16) return {{name, Dtype::kBf16, tensor->shape}};
+    return {{name, Dtype::kI8, tensor->shape}, {scale_name(), Dtype::kF32, {tensor->shape[0], 1}}};
+  }
+};
+
+size_t bytes_of(const std::vector<Entry>& entries) {
+  size_t bytes = 0;
+  for (const Entry& entry : entries) {
+    size_t size = dtype_size(entry.dtype);
+    for (const int64_t dim : entry.shape) size *= static_cast<size_t>(dim);
+    bytes += size;
+  }
+  return bytes;
+}
+
+// The matrices of attention and MLPs, by the names all families of this layout share.
+bool becomes_int8(const std::string& name, const Tensor& tensor) {
+  static const std::regex kQuantised(
+      R"(.*\.(q|q_a|q_b|k|v|kv_a|o|gate|up|down)_proj(_with_mqa)?\.weight)");
+  return tensor.shape.size() == 2 && std::regex_match(name, kQuantised);
+}
+
+class Conversion {
+ public:
+  explicit Conversion(const ConvertOptions& options)
+      : options_(options), checkpoint_(options.input), source_(options.input) {
+    read_model_config(options.input,
+                      ModelUse::kCheck);  // a model we know, and none quantised twice
+    plan_jobs();
+    plan_shards();
+  }
+
+  void run() {
+    open_output();
+    require_space();
+    for (size_t i = 0; i < shards_.size(); ++i) {
+      if (fs::exists(options_.output / shard_name(i))) {
+        report(shard_bytes(i));
+      } else {
+        write_shard(i);
+      }
+    }
+    write_index();
+    copy_other_files();
+    write_json(options_.output / "config.json", converted_config());
+    fs::remove(options_.output / kState);
+  }
+
+ private:
+  void plan_jobs() {
+    bool converts = false;
+    for (const auto& [name, tensor] : checkpoint_.tensors()) {
+      if (is_block_scale(name)) continue;
+      const Action action = action_for(name, *tensor);
+      converts |= action != Action::kCopy;
+      jobs_.push_back({name, tensor, action});
+    }
+    if (!converts)
+      throw_user_error("{}: holds no {} weights; nothing to convert", options_.input.string(),
+                       options_.mode == QuantMode::kBfloat16 ? "fp8" : "fp8, bf16 or fp32 linear");
+  }
+
+  bool is_block_scale(const std::string& name) const {
+    if (!name.ends_with(kScaleInv)) return false;
+    const Tensor* scaled = checkpoint_.find(name.substr(0, name.size() - strlen(kScaleInv)));
+    return scaled != nullptr && scaled->dtype == Dtype::kF8E4M3;
+  }
+
+  Action action_for(const std::string& name, const Tensor& tensor) const {
+    const bool fp8 = tensor.dtype == Dtype::kF8E4M3;
+    const bool readable = fp8 || tensor.dtype == Dtype::kBf16 || tensor.dtype == Dtype::kF32;
+    if (options_.mode == QuantMode::kW8A8C16 && readable && becomes_int8(name, tensor))
+      return Action::kToInt8;
+    if (!fp8) return Action::kCopy;
+    if (tensor.shape.size() != 2)
+      throw_user_error("{}: tensor '{}' is fp8 and no matrix; blocks of 128 x 128 scale matrices",
+                       options_.input.string(), name);
+    return Action::kToBf16;
+  }
+
+  void plan_shards() {
+    size_t bytes = 0;
+    for (const Job& job : jobs_) {
+      if (shards_.empty() || bytes >= options_.shard_bytes) {
+        shards_.emplace_back();
+        bytes = 0;
+      }
+      shards_.back().push_back(&job);
+      bytes += bytes_of(job.entries());
+      total_bytes_ += bytes_of(job.entries());
+    }
+  }
+
+  std::string shard_name(size_t i) const {
+    return fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards_.size());
+  }
+
+  size_t shard_bytes(size_t i) const {
+    size_t bytes = 0;
+    for (const Job* job : shards_[i]) bytes += bytes_of(job->entries());
+    return bytes;
+  }
+
+  // What the parts in the output are parts of: input, as it lies on the disk, and what is done.
+  json state() const {
+    json files = json::object();
+    for (const fs::directory_entry& file : fs::directory_iterator(options_.input))
+      if (file.path().extension() == ".safetensors")
+        files[file.path().filename()] = {file.file_size(),
+                                         file.last_write_time().time_since_epoch().count()};
+    return {{"input", fs::canonical(options_.input).string()},
+            {"files", files},
+            {"mode", static_cast<int>(options_.mode)},
+            {"shard_bytes", options_.shard_bytes}};
+  }
+
+  void open_output() {
+    const fs::path& output = options_.output;
+    std::error_code error;
+    fs::create_directories(output, error);
+    if (error || !fs::is_directory(output))
+      throw_user_error("{}: cannot be created as a directory", output.string());
+    const fs::path state_file = output / kState;
+    if (fs::exists(state_file)) {
+      if (read_json_file(state_file) != state())
+        throw_user_error(
+            "{}: holds parts of another conversion, or its input has changed; remove it",
+            output.string());
+      return;
+    }
+    if (!fs::is_empty(output))
+      throw_user_error("{}: is not empty; name a new directory", output.string());
+    write_json(state_file, state());
+  }
+
+  void require_space() const {
+    size_t needed = 0;
+    for (size_t i = 0; i < shards_.size(); ++i)
+      if (!fs::exists(options_.output / shard_name(i))) needed += shard_bytes(i);
+    const size_t available = fs::space(options_.output).available;
+    if (needed > available)
+      throw_user_error("{}: needs {:.1f} GB, the disk has {:.1f} GB left", options_.output.string(),
+                       static_cast<double>(needed) * 1e-9, static_cast<double>(available) * 1e-9);
+  }
+
+  void write_shard(size_t i) {
+    std::vector<Entry> entries;
+    for (const Job* job : shards_[i])
+      for (Entry& entry : job->entries()) entries.push_back(std::move(entry));
+    SafetensorsWriter writer(options_.output / shard_name(i), entries);
+    for (const Job* job : shards_[i]) {
+      write_tensor(*job, writer);
+      forget(*job->tensor);
+      report(bytes_of(job->entries()));
+    }
+    writer.finish();
+  }
+
+  void write_tensor(const Job& job, SafetensorsWriter& writer) {
+    if (job.action == Action::kCopy) {
+      const size_t size = dtype_size(job.tensor->dtype);
+      writer.write(job.name, 0, job.tensor->data, static_cast<int64_t>(job.tensor->bytes / size));
+      return;
+    }
+    const int64_t rows = job.tensor->shape[0], cols = job.tensor->shape[1];
+    if (rows == 0 || cols == 0) return;
+    const TensorSpec spec{job.name, TensorKind::kLinear, rows, cols};
+    source_.type(spec);  // that its scales are there
+    const layers::SourceRows source = source_.read(spec, {0, rows}, {0, cols}, buffer_);
+    std::vector<float> row(cols);
+    std::vector<float> scales(rows);
+    std::vector<Bf16> bf16(cols);
+    std::vector<int8_t> codes(cols);
+    for (int64_t r = 0; r < rows; ++r) {
+      layers::widen_row(source, r, row);
+      if (job.action == Action::kToBf16) {
+        std::ranges::transform(row, bf16.begin(), to_bf16);
+        writer.write(job.name, r * cols, bf16.data(), cols);
+      } else {
+        scales[r] = quantize_row(job.name, r, row, codes);
+        writer.write(job.name, r * cols, codes.data(), cols);
+      }
+    }
+    if (job.action == Action::kToInt8) writer.write(job.scale_name(), 0, scales.data(), rows);
+  }
+
+  float quantize_row(const std::string& name, int64_t r, const std::vector<float>& row,
+                     std::vector<int8_t>& codes) const {
+    float largest = 0;
+    bool finite = true;
+    for (const float w : row) {
+      finite &= std::isfinite(w);
+      largest = std::max(largest, std::fabs(w));
+    }
+    if (!finite)
+      throw_user_error("{}: tensor '{}' holds a NaN or an infinity in row {}",
+                       options_.input.string(), name, r);
+    const float scale = largest > 0 ? largest / 127 : 1;
+    for (size_t k = 0; k < row.size(); ++k)
+      codes[k] = static_cast<int8_t>(std::clamp(std::nearbyint(row[k] / scale), -127.0f, 127.0f));
+    return scale;
+  }
+
+  // Pages of the input that are not needed again would count as memory of this process.
+  static void forget(const Tensor& tensor) {
+    const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+    const auto begin = (reinterpret_cast<uintptr_t>(tensor.data) + page - 1) / page * page;
+    const auto end = (reinterpret_cast<uintptr_t>(tensor.data) + tensor.bytes) / page * page;
+    if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  }
+
+  void report(size_t bytes) {
+    done_bytes_ += bytes;
+    if (options_.progress) options_.progress(done_bytes_, total_bytes_);
+  }
+
+  void write_index() {
+    json map = json::object();
+    for (size_t i = 0; i < shards_.size(); ++i)
+      for (const Job* job : shards_[i])
+        for (const Entry& entry : job->entries()) map[entry.name] = shard_name(i);
+    write_json(options_.output / kIndex,
+               {{"metadata", {{"total_size", total_bytes_}}}, {"weight_map", map}});
+  }
+
+  void copy_other_files() const {
+    for (const fs::directory_entry& file : fs::directory_iterator(options_.input)) {
+      const fs::path name = file.path().filename();
+      const bool written = name == kIndex || name == "config.json" || name == kState;
+      if (!file.is_regular_file() || written || name.extension() == ".safetensors") continue;
+      fs::copy_file(file.path(), options_.output / name, fs::copy_options::overwrite_existing);
+    }
+  }
+
+  json converted_config() const {
+    json config = read_json_file(options_.input / "config.json");
+    config.erase("quantization_config");
+    config["torch_dtype"] = "bfloat16";
+    if (options_.mode == QuantMode::kBfloat16) return config;
+    const auto int8 = [](bool dynamic, const char* strategy) {
+      return json{{"num_bits", 8},      {"type", "int"},        {"symmetric", true},
+                  {"dynamic", dynamic}, {"strategy", strategy}, {"group_size", nullptr}};
+    };
+    config["quantization_config"] = {{"quant_method", "compressed-tensors"},
+                                     {"format", "int-quantized"},
+                                     {"quantization_status", "compressed"},
+                                     {"kv_cache_scheme", nullptr},
+                                     {"ignore", kInt8Ignored},
+                                     {"config_groups",
+                                      {{"group_0",
+                                        {{"targets", {"Linear"}},
+                                         {"weights", int8(false, "channel")},
+                                         {"input_activations", int8(true, "token")}}}}}};
+    return config;
+  }
+
+  static void write_json(const fs::path& path, const json& value) {
+    const fs::path temporary = path.string() + ".part";
+    std::ofstream file(temporary, std::ios::binary);
+    file << value.dump(2) << "\n";
+    file.close();
+    if (!file) throw_user_error("{}: cannot be written", path.string());
+    fs::rename(temporary, path);
+  }
+
+  const ConvertOptions& options_;
+  Checkpoint checkpoint_;    // what there is
+  CheckpointSource source_;  // checked rows of it
+  std::vector<Job> jobs_;
+  std::vector<std::vector<const Job*>> shards_;
+  RowBuffer buffer_;
+  size_t total_bytes_ = 0, done_bytes_ = 0;
+};
+
+}  // namespace
+
+void convert_checkpoint(const ConvertOptions& options) {
+  if (fs::exists(options.output / "config.json"))
+    throw_user_error("{}: holds a checkpoint already; name a new directory",
+                     options.output.string());
+  Conversion(options).run();
+}
+
+}  // namespace troupe::model

@@ -1,0 +1,38 @@
+// model/convert.h: a checkpoint rewritten with weights of another type.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+
+namespace troupe::model {
+
+enum class QuantMode {
+  // fp8 matrices become bf16: code * scale, rounded once.
+  kBfloat16,
+  // Matrices become int8, one fp32 scale per output row: scale = max |w| / 127, code =
+  // round(w / scale), ties to even; activations are quantised when the model runs. Written as
+  // compressed-tensors (format int-quantized): `X.weight` I8 [out, in], `X.weight_scale` F32
+  // [out, 1]. The gate, the embedding, the heads, eh_proj and kv_b_proj keep their precision (bf16
+  // where they are fp8): kv_b_proj is folded into the query and the output, where its codes would
+  // be of no use.
+  kW8A8C16,
+};
+
+struct ConvertOptions {
+  std::filesystem::path input, output;
+  QuantMode mode = QuantMode::kBfloat16;
+  size_t shard_bytes = size_t{4} << 30;  // a shard is closed when it has that many
+  std::function<void(size_t done, size_t total)> progress;  // bytes written; may be empty
+};
+
+// Writes `input` converted to `output`, which is created: shards, index, config.json, and whatever
+// else lies in `input` (tokenizer, generation_config.json, chat template). One matrix is in memory
+// at a time. A shard appears under its name when it is whole and config.json last, so that a
+// conversion cut short cannot be loaded; the same call then goes on where that one ended.
+// Throws UserError naming file and tensor where `input` is wrong or holds nothing to convert, where
+// `output` holds something else, or where the disk is too small.
+void convert_checkpoint(const ConvertOptions& options);
+
+}  // namespace troupe::model
