@@ -5,6 +5,8 @@
 #include <numeric>
 
 #include "actors/attention_actor.h"
+#include "comm/double_routing.h"
+#include "comm/fused_exchange.h"
 #include "layers/linear.h"
 #include "layers/swiglu.h"
 #include "layers/team.h"
@@ -20,15 +22,10 @@ namespace {
 // lists of tiles; of a prompt's an expert or two, which stay in cache.
 constexpr int kExpertRows = 128;
 
-comm::MoeExchangeShape exchange_shape(const RankContext& context, RowFormat result_format) {
-  const size_t hidden = context.config.hidden_size;
-  const int64_t union_rows =
-      static_cast<int64_t>(context.max_rows) * context.layout.sizes().moe_tp_size;
-  return {.num_experts = context.config.n_routed_experts,
-          .topk = context.config.gate.topk,
-          .row_bytes = hidden * element_bytes(context.row_format()),
-          .result_bytes = hidden * element_bytes(result_format),
-          .max_tokens = std::min<int64_t>(context.moe_chunk_max_len, union_rows)};
+std::unique_ptr<comm::MoeExchange> make_exchange(comm::ProcessGroup& group, bool double_routing,
+                                                 const comm::MoeExchangeShape& shape) {
+  if (double_routing) return std::make_unique<comm::DoubleRouting>(group, shape);
+  return std::make_unique<comm::FusedExchange>(group, shape);
 }
 
 // Ids travel as the bits of fp32 rows, which are copied and never computed with.
@@ -45,7 +42,13 @@ MoeActor::MoeActor(Mailbox& mailbox, const RankContext& context)
       shared_rows_(context.groups->shared_tp),
       moe_tp_rows_(context.groups->moe_tp),
       moe_tp_ids_(context.groups->moe_tp),
+      moe_tp_weights_(context.groups->moe_tp),
       moe_tp_results_(context.groups->moe_tp),
+      answer_(context.moe.deterministic || context.moe.double_routing ? comm::Answer::kPerExpert
+                                                                      : comm::Answer::kPerRank),
+      payload_format_(context.moe.int8_payload ? PayloadFormat::kInt8
+                      : context.bf16()         ? PayloadFormat::kBf16
+                                               : PayloadFormat::kF32),
       // Parts of an expert's row meet in fp32; a whole one is rounded by the expert.
       result_format_(moe_tp_rows_.size() > 1 ? RowFormat::kF32 : context.row_format()) {
   const model::ModelConfig& c = context_.config;
@@ -63,15 +66,26 @@ MoeActor::MoeActor(Mailbox& mailbox, const RankContext& context)
   mlp_out_ = rows(context_.max_rows, c.hidden_size);
   if (c.n_routed_experts == 0) return;
 
-  exchange_.emplace(context_.groups->expert_parallel, exchange_shape(context_, result_format_));
-  round_rows_ = exchange_->max_tokens() / moe_tp_rows_.size();
-  if (round_rows_ == 0)
-    throw_user_error(
-        "runtime_config.comm_buffer_mb is too small: one token of each of {} moe_tp ranks "
-        "must fit a window slot; NEEDED about {} times as much",
-        moe_tp_rows_.size(),
-        (moe_tp_rows_.size() + exchange_->max_tokens() - 1) / exchange_->max_tokens());
-  const int64_t union_rows = round_rows_ * moe_tp_rows_.size();
+  allocate_for_experts();
+}
+
+void MoeActor::allocate_for_experts() {
+  const model::ModelConfig& c = context_.config;
+  const auto rows = [&](int64_t count, int64_t cols) {
+    return context_.workspace.allocate(count, cols);
+  };
+  const int moe_tp = moe_tp_rows_.size(), ep = context_.groups->expert_parallel.size();
+  chunk_rows_ = std::min<int64_t>(context_.moe.chunk_max_len, context_.max_rows);
+  const int64_t union_rows = chunk_rows_ * moe_tp;
+  const size_t packed = payload_bytes(payload_format_, c.hidden_size);
+  exchange_ = make_exchange(context_.groups->expert_parallel, context_.moe.double_routing,
+                            {.num_experts = c.n_routed_experts,
+                             .topk = c.gate.topk,
+                             .row_bytes = packed,
+                             .result_bytes = c.hidden_size * element_bytes(result_format_),
+                             .max_tokens = union_rows,
+                             .answer = answer_});
+  answer_rows_ = per_rank() ? 1 : c.gate.topk;
   gate_logits_ = rows(context_.max_rows, c.n_routed_experts);
   topk_ids_ = rows(context_.max_rows, c.gate.topk);
   topk_weights_ = rows(context_.max_rows, c.gate.topk);
@@ -80,12 +94,16 @@ MoeActor::MoeActor(Mailbox& mailbox, const RankContext& context)
   expert_arrivals_.reserve(kExpertRows);
   gate_up_jobs_.reserve(kExpertRows);
   down_jobs_.reserve(kExpertRows);
-  union_results_ = rows(union_rows * c.gate.topk, c.hidden_size);
-  own_results_ = rows(round_rows_ * c.gate.topk, c.hidden_size);
-  if (context_.bf16()) payload_.resize(union_rows * c.hidden_size);
+  payload_ = rows(union_rows, static_cast<int64_t>(packed / sizeof(float)));
+  if (per_rank()) partial_sums_ = rows(union_rows * ep, c.hidden_size);
+  answers_ = rows(answer_rows_, c.hidden_size);
+  if (moe_tp > 1) {
+    union_answers_ = rows(union_rows * answer_rows_, c.hidden_size);
+    own_answers_ = rows(chunk_rows_ * answer_rows_, c.hidden_size);
+  }
   expert_order_.resize(c.gate.topk);
-  round_rows_of_.resize(context_.communicator.world_size());
-  round_results_of_.resize(context_.communicator.world_size());
+  chunk_rows_of_.resize(context_.communicator.world_size());
+  answer_rows_of_.resize(context_.communicator.world_size());
 }
 
 void MoeActor::on(const msg::StepPlan& plan) {
@@ -157,20 +175,17 @@ void MoeActor::run_moe(const msg::FeedForward& message, const model::MoeWeights&
   route(weights, message.layer(), normed);
   run_shared_expert(weights, normed);
   const int64_t max_rows = max_own_rows(message);
-  for (int64_t first = 0; first < max_rows; first += round_rows_) {
-    for (int64_t r = 0; r < world_rows.rows; ++r) {
-      round_rows_of_[r] =
-          static_cast<int32_t>(std::clamp<int64_t>(world_rows.row(r)[0] - first, 0, round_rows_));
-      round_results_of_[r] = round_rows_of_[r] * context_.config.gate.topk;
-    }
-    moe_tp_rows_.set_rows(round_rows_of_);
-    moe_tp_ids_.set_rows(round_rows_of_);
-    moe_tp_results_.set_rows(round_results_of_);
-    run_round(weights, normed, hidden, std::min(first, normed.rows), moe_tp_rows_.own_rows());
+  for (int64_t first = 0; first < max_rows; first += chunk_rows_) {
+    for (int64_t r = 0; r < world_rows.rows; ++r)
+      chunk_rows_of_[r] =
+          static_cast<int32_t>(std::clamp<int64_t>(world_rows.row(r)[0] - first, 0, chunk_rows_));
+    for (RowExchange* rows : {&moe_tp_rows_, &moe_tp_ids_, &moe_tp_weights_})
+      rows->set_rows(chunk_rows_of_);
+    run_chunk(weights, normed, hidden, std::min(first, normed.rows), moe_tp_rows_.own_rows());
   }
 }
 
-// A shared expert that is whole on every rank is computed while rows travel (run_round); one that
+// A shared expert that is whole on every rank is computed while rows travel (run_chunk); one that
 // is cut needs the windows itself, so it comes first, for all rows.
 void MoeActor::run_shared_expert(const model::MoeWeights& weights, Matrix<const float> rows) {
   if (!weights.shared || shared_rows_.size() == 1) return;
@@ -178,47 +193,68 @@ void MoeActor::run_shared_expert(const model::MoeWeights& weights, Matrix<const 
           context_.workspace.floats(first_rows(mlp_out_, rows.rows)));
 }
 
-void MoeActor::start_dispatch(Matrix<const float> rows, Matrix<const int32_t> ids) {
-  const std::byte* payload = reinterpret_cast<const std::byte*>(rows.data);
-  int64_t stride = rows.stride * static_cast<int64_t>(sizeof(float));
-  if (context_.bf16()) {
-    stride = rows.cols * static_cast<int64_t>(sizeof(Bf16));
-    payload = reinterpret_cast<const std::byte*>(payload_.data());
-    for (int64_t r = 0; r < rows.rows; ++r)
-      pack_row({rows.row(r), static_cast<size_t>(rows.cols)}, RowFormat::kBf16,
-               reinterpret_cast<std::byte*>(payload_.data() + r * rows.cols));
-  }
-  exchange_->start_dispatch(payload, stride, rows.rows,
-                            {ids.data, static_cast<size_t>(ids.rows * ids.cols)});
+void MoeActor::run_whole_shared_expert(const model::MoeWeights& weights, Matrix<const float> own,
+                                       Matrix<float> out) {
+  if (!weights.shared || shared_rows_.size() > 1) return;
+  const Matrix<float> partial = context_.workspace.floats(first_rows(mlp_partial_, own.rows));
+  mlp_part(*weights.shared, own, partial);
+  round_rows(partial, out, context_.rounding);
 }
 
-void MoeActor::run_round(const model::MoeWeights& weights, Matrix<const float> normed,
+comm::MoeExchange::Tokens MoeActor::chunk_tokens(Matrix<const float> own, int64_t first) {
+  const Workspace& workspace = context_.workspace;
+  Matrix<const float> rows = moe_tp_rows_.gather(own, context_.row_format());
+  const Matrix<const int32_t> own_ids =
+      Matrix<const int32_t>(workspace.ints(topk_ids_)).rows_from(first, own.rows);
+  const Matrix<const float> ids = moe_tp_ids_.gather(as_bits(own_ids), RowFormat::kF32);
+  Matrix<const float> weights =
+      Matrix<const float>(workspace.floats(topk_weights_)).rows_from(first, own.rows);
+  if (per_rank()) weights = moe_tp_weights_.gather(weights, RowFormat::kF32);
+
+  const Matrix<float> payload = workspace.floats(first_rows(payload_, rows.rows));
+  for (int64_t r = 0; r < rows.rows; ++r)
+    pack_payload({rows.row(r), static_cast<size_t>(rows.cols)}, payload_format_,
+                 reinterpret_cast<std::byte*>(payload.row(r)));
+  const auto choices = static_cast<size_t>(ids.rows * ids.cols);
+  return {.rows = reinterpret_cast<const std::byte*>(payload.data),
+          .row_stride = payload.stride * static_cast<int64_t>(sizeof(float)),
+          .count = rows.rows,
+          .topk_ids = {reinterpret_cast<const int32_t*>(ids.data), choices},
+          .weights = {weights.data, per_rank() ? choices : 0}};
+}
+
+void MoeActor::run_chunk(const model::MoeWeights& weights, Matrix<const float> normed,
                          Matrix<float> hidden, int64_t first, int64_t count) {
   const Matrix<const float> own = Matrix<const float>(normed).rows_from(first, count);
-  const Matrix<const int32_t> own_ids =
-      Matrix<const int32_t>(context_.workspace.ints(topk_ids_)).rows_from(first, count);
-  Matrix<const float> rows = own;
-  Matrix<const int32_t> ids = own_ids;
-  if (moe_tp_rows_.size() > 1) {
-    rows = moe_tp_rows_.gather(own, context_.row_format());
-    const auto bits = moe_tp_ids_.gather(as_bits(own_ids), RowFormat::kF32);
-    ids = {reinterpret_cast<const int32_t*>(bits.data), bits.rows, bits.cols};
-  }
-  start_dispatch(rows, ids);
   const Matrix<float> shared(context_.workspace.floats(mlp_out_).rows_from(first, count));
-  if (weights.shared && shared_rows_.size() == 1) {
-    const Matrix<float> partial = context_.workspace.floats(first_rows(mlp_partial_, count));
-    mlp_part(*weights.shared, own, partial);
-    round_rows(partial, shared, context_.rounding);
-  }
-  exchange_->finish_dispatch();
+  comm::MoeExchange::Tokens tokens = chunk_tokens(own, first);
+  int64_t done = 0;
+  do {
+    const int64_t taken = exchange_->start_dispatch(tokens);
+    if (done == 0) run_whole_shared_expert(weights, own, shared);
+    exchange_->finish_dispatch();
+    run_experts(weights);
+    exchange_->start_combine();
+    exchange_->finish_combine();
+    add_answers(weights.shared ? shared : Matrix<float>(), hidden, first, done, taken);
+    exchange_->release();
+    tokens = tokens.from(taken, context_.config.gate.topk);
+    done += taken;
+  } while (exchange_->more());
+}
+
+void MoeActor::run_experts(const model::MoeWeights& weights) {
+  const Matrix<float> sums = context_.workspace.floats(partial_sums_);
+  const int sources = context_.groups->expert_parallel.size();
+  if (per_rank()) std::fill_n(sums.data, exchange_->first_result(sources) * sums.cols, 0.0f);
   for (int e = 0; e < exchange_->num_local_experts(); ++e)
     add_expert_rows(weights.experts[e], exchange_->arrivals(e));
   run_expert_rows();
-  exchange_->start_combine();
-  exchange_->finish_combine();
-  const Matrix<const float> results = collect_results(rows.rows, count);
-  add_results(results, weights.shared ? shared : Matrix<float>(), hidden, first);
+  if (!per_rank()) return;
+  for (int source = 0; source < sources; ++source)
+    for (int64_t slot = 0; slot < exchange_->num_results(source); ++slot)
+      pack_row({sums.row(exchange_->first_result(source) + slot), static_cast<size_t>(sums.cols)},
+               result_format_, exchange_->result_row(source, slot));
 }
 
 void MoeActor::add_expert_rows(const model::MlpWeights& weights,
@@ -257,59 +293,109 @@ void MoeActor::run_expert_rows() {
   const int64_t grain = layers::row_grain(in.cols);
   layers::parallel_for(count, grain, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
-      unpack_row(expert_arrivals_[r].row, context_.row_format(), {in.row(r), hidden_size});
+      unpack_payload(expert_arrivals_[r].row, payload_format_, context_.rounding,
+                     {in.row(r), hidden_size});
   });
   layers::grouped_linear(gate_up_jobs_, Rounding::kNone);
   layers::swiglu(gate_up, activated, context_.rounding);
   layers::grouped_linear(down_jobs_, Rounding::kNone);
-  layers::parallel_for(count, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r)
-      pack_row({out.row(r), hidden_size}, result_format_,
-               exchange_->result_row(expert_arrivals_[r]));
-  });
+  keep_results(out);
   expert_arrivals_.clear();
   gate_up_jobs_.clear();
   down_jobs_.clear();
 }
 
-Matrix<const float> MoeActor::collect_results(int64_t union_rows, int64_t count) {
-  const int topk = context_.config.gate.topk;
-  const auto hidden_size = static_cast<size_t>(context_.config.hidden_size);
+// Experts come in ascending order, and so do the terms of a rank's sum. Threads share rows where
+// each has a place of its own, and columns where several are added.
+void MoeActor::keep_results(Matrix<const float> out) {
+  const auto hidden_size = static_cast<size_t>(out.cols);
+  if (!per_rank()) {
+    layers::parallel_for(out.rows, layers::row_grain(out.cols), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r)
+        pack_row({out.row(r), hidden_size}, result_format_,
+                 exchange_->result_row(expert_arrivals_[r]));
+    });
+    return;
+  }
+  const Matrix<float> sums = context_.workspace.floats(partial_sums_);
+  layers::parallel_for(out.cols, layers::row_grain(out.rows), [&](int64_t begin, int64_t end) {
+    for (int64_t r = 0; r < out.rows; ++r) {
+      const comm::MoeExchange::Arrival& arrival = expert_arrivals_[r];
+      float* sum = sums.row(exchange_->first_result(arrival.source) + arrival.result_slot);
+      for (int64_t i = begin; i < end; ++i) sum[i] += arrival.weight * out.row(r)[i];
+    }
+  });
+}
+
+// kPerExpert: the rows as they came, in the order of topk_ids. kPerRank: their sum.
+void MoeActor::unpack_answers(int64_t token, Matrix<float> rows) {
+  const auto hidden_size = static_cast<size_t>(rows.cols);
+  if (!per_rank()) {
+    for (int j = 0; j < answer_rows_; ++j)
+      unpack_row(exchange_->answer(token, j), result_format_, {rows.row(j), hidden_size});
+    return;
+  }
+  const Matrix<float> part = context_.workspace.floats(first_rows(expert_out_, 1));
+  std::fill_n(rows.data, hidden_size, 0.0f);
+  for (int i = 0; i < exchange_->num_answers(token); ++i) {
+    unpack_row(exchange_->answer(token, i), result_format_, {part.data, hidden_size});
+    for (size_t k = 0; k < hidden_size; ++k) rows.data[k] += part.data[k];
+  }
+}
+
+void MoeActor::add_answers(Matrix<const float> shared, Matrix<float> hidden, int64_t first,
+                           int64_t done, int64_t taken) {
+  const auto shared_row = [&](int64_t row) { return shared.data ? shared.row(row) : nullptr; };
+  if (moe_tp_rows_.size() == 1) {
+    const Matrix<float> rows = context_.workspace.floats(answers_);
+    for (int64_t t = 0; t < taken; ++t) {
+      unpack_answers(t, rows);
+      add_token(rows, shared_row(done + t), hidden, first + done + t);
+    }
+    return;
+  }
   const Matrix<float> all =
-      context_.workspace.floats(first_rows(union_results_, union_rows * topk));
-  for (int64_t t = 0; t < union_rows; ++t)
-    for (int j = 0; j < topk; ++j)
-      unpack_row(exchange_->result(t, j), result_format_, {all.row(t * topk + j), hidden_size});
-  exchange_->release();
-  if (moe_tp_rows_.size() == 1) return all;
-  const Matrix<float> own = context_.workspace.floats(first_rows(own_results_, count * topk));
-  moe_tp_results_.scatter_sum(all, own, context_.rounding);
-  return own;
+      context_.workspace.floats(first_rows(union_answers_, taken * answer_rows_));
+  for (int64_t t = 0; t < taken; ++t)
+    unpack_answers(t, all.rows_from(t * answer_rows_, answer_rows_));
+  // Of the tokens [done, done + taken) of all moe_tp ranks each rank gets its own.
+  const auto in_round = [&](int64_t row) { return std::clamp(row - done, int64_t{0}, taken); };
+  for (int r = 0; r < moe_tp_rows_.size(); ++r) {
+    const int64_t begin = moe_tp_rows_.offset(r);
+    answer_rows_of_[moe_tp_rows_.group().world_rank(r)] = static_cast<int32_t>(
+        (in_round(begin + moe_tp_rows_.rows(r)) - in_round(begin)) * answer_rows_);
+  }
+  moe_tp_results_.set_rows(answer_rows_of_);
+  const Matrix<float> own =
+      context_.workspace.floats(first_rows(own_answers_, moe_tp_results_.own_rows()));
+  moe_tp_results_.scatter_sum(all, own, per_rank() ? Rounding::kNone : context_.rounding);
+  const int64_t begin =
+      std::max<int64_t>(0, done - moe_tp_rows_.offset(moe_tp_rows_.group().rank()));
+  for (int64_t t = 0; t < own.rows / answer_rows_; ++t)
+    add_token(own.rows_from(t * answer_rows_, answer_rows_), shared_row(begin + t), hidden,
+              first + begin + t);
 }
 
 // hidden += sum over the token's experts in ascending id of weight * result, + shared, in fp32 with
 // one rounding: the order does not depend on which rank computed what.
-void MoeActor::add_results(Matrix<const float> results, Matrix<const float> shared,
-                           Matrix<float> hidden, int64_t first) {
-  const int topk = context_.config.gate.topk;
-  const Matrix<int32_t> ids = context_.workspace.ints(topk_ids_);
-  const Matrix<float> scores = context_.workspace.floats(topk_weights_);
+void MoeActor::add_token(Matrix<const float> results, const float* shared, Matrix<float> hidden,
+                         int64_t row) {
   const Matrix<float> sum = context_.workspace.floats(first_rows(expert_out_, 1));
-  for (int64_t t = 0; t < results.rows / topk; ++t) {
-    const int32_t* experts = ids.row(first + t);
+  if (per_rank()) {
+    std::copy_n(results.data, sum.cols, sum.data);
+  } else {
+    const int32_t* experts = context_.workspace.ints(topk_ids_).row(row);
+    const float* scores = context_.workspace.floats(topk_weights_).row(row);
     std::iota(expert_order_.begin(), expert_order_.end(), 0);
     std::ranges::sort(expert_order_, {}, [&](int j) { return experts[j]; });
     std::fill_n(sum.data, sum.cols, 0.0f);
-    for (const int j : expert_order_) {
-      const float* result = results.row(t * topk + j);
-      const float weight = scores.row(first + t)[j];
-      for (int64_t i = 0; i < sum.cols; ++i) sum.data[i] += weight * result[i];
-    }
-    if (shared.data != nullptr)
-      for (int64_t i = 0; i < sum.cols; ++i) sum.data[i] += shared.row(t)[i];
-    round_rows(sum, sum, context_.rounding);
-    add_rows(hidden.rows_from(first + t, 1), sum, context_.rounding);
+    for (const int j : expert_order_)
+      for (int64_t i = 0; i < sum.cols; ++i) sum.data[i] += scores[j] * results.row(j)[i];
   }
+  if (shared != nullptr)
+    for (int64_t i = 0; i < sum.cols; ++i) sum.data[i] += shared[i];
+  round_rows(sum, sum, context_.rounding);
+  add_rows(hidden.rows_from(row, 1), sum, context_.rounding);
 }
 
 }  // namespace troupe::actors

@@ -6,20 +6,24 @@
 // Hears     StepPlan (which observations are wanted), FeedForward from the attention actor.
 // Says      FeedForwardDone.
 //
-// Holds     every rank brings rows of its own; the number of dispatch rounds follows from
-//           FeedForward.max_rows or the ranks' row counts, equal on all ranks: a rank without rows
-//           takes part with zero rows and serves its experts
-//           with moe_tp, the ranks that hold parts of the same experts first gather each other's
-//           rows, each sends all of them to its part of the experts, and the parts' sums meet per
-//           (token, expert): the tree is inside an expert, the sum over experts outside it
+// Holds     every rank brings rows of its own, in chunks of chunk_max_len whose number follows from
+//           FeedForward.max_rows or the ranks' row counts, equal on all ranks; a chunk takes as
+//           many dispatch rounds as the rank with most to send needs; a rank without rows takes
+//           part with zero rows and serves its experts with moe_tp, the ranks that hold parts of
+//           the same experts first gather each other's rows, each sends all of them to its part of
+//           the experts, and the parts' sums meet per (token, expert): the tree is inside an
+//           expert, the sum over experts outside it with deterministic: false each rank weighs and
+//           adds what its experts make of a token, in fp32, and sends one row: the sum then depends
+//           on which experts live together
 #pragma once
 
-#include <optional>
+#include <memory>
 #include <vector>
 
 #include "actors/actor.h"
 #include "actors/rank_context.h"
 #include "actors/row_exchange.h"
+#include "actors/token_payload.h"
 #include "comm/moe_exchange.h"
 
 namespace troupe::actors {
@@ -32,6 +36,7 @@ class MoeActor final : public Actor {
   void on(const msg::StepPlan& plan) override;
   void on(const msg::FeedForward& message) override;
 
+  void allocate_for_experts();
   // y = round(down(swiglu(gate_up(x)))), the MLP cut over the ranks of `group`.
   void run_mlp(const model::MlpWeights& weights, RowExchange& group, Matrix<const float> x,
                Matrix<float> y);
@@ -39,40 +44,56 @@ class MoeActor final : public Actor {
   void mlp_part(const model::MlpWeights& weights, Matrix<const float> x, Matrix<float> y);
   void run_moe(const msg::FeedForward& message, const model::MoeWeights& weights);
   void route(const model::MoeWeights& weights, int layer, Matrix<const float> normed);
-  // One dispatch -> experts -> combine over rows [first, first + count) of the layer's own rows.
-  void run_round(const model::MoeWeights& weights, Matrix<const float> normed, Matrix<float> hidden,
+  // Rows [first, first + count) of the layer's own rows: dispatch -> experts -> combine, in rounds.
+  void run_chunk(const model::MoeWeights& weights, Matrix<const float> normed, Matrix<float> hidden,
                  int64_t first, int64_t count);
-  void start_dispatch(Matrix<const float> rows, Matrix<const int32_t> ids);
+  // The rows of all moe_tp ranks, packed, with their choices.
+  comm::MoeExchange::Tokens chunk_tokens(Matrix<const float> own, int64_t first);
   void run_shared_expert(const model::MoeWeights& weights, Matrix<const float> rows);
+  // The shared expert of a chunk, where it is whole on every rank: computed while rows travel.
+  void run_whole_shared_expert(const model::MoeWeights& weights, Matrix<const float> own,
+                               Matrix<float> out);
+  void run_experts(const model::MoeWeights& weights);
   // The experts' rows are collected, kExpertRows at a time, and computed together.
   void add_expert_rows(const model::MlpWeights& weights,
                        std::span<const comm::MoeExchange::Arrival> rows);
   void run_expert_rows();
-  // The expert rows [count * topk, hidden] of the own rows, rounded to the dtype.
-  Matrix<const float> collect_results(int64_t union_rows, int64_t count);
-  void add_results(Matrix<const float> results, Matrix<const float> shared, Matrix<float> hidden,
-                   int64_t first);
+  void keep_results(Matrix<const float> out);
+  // Adds the experts' results to the tokens [done, done + taken) of the chunk that this round
+  // answered: to those of them that are this rank's own.
+  void add_answers(Matrix<const float> shared, Matrix<float> hidden, int64_t first, int64_t done,
+                   int64_t taken);
+  void unpack_answers(int64_t token, Matrix<float> rows);
+  void add_token(Matrix<const float> results, const float* shared, Matrix<float> hidden,
+                 int64_t row);
+  bool per_rank() const { return answer_ == comm::Answer::kPerRank; }
   int64_t max_own_rows(const msg::FeedForward& message) const;
 
   RankContext context_;
-  std::optional<comm::MoeExchange> exchange_;  // none in a model without experts
+  std::unique_ptr<comm::MoeExchange> exchange_;  // none in a model without experts
   RowExchange dense_rows_, shared_rows_;
-  RowExchange moe_tp_rows_, moe_tp_ids_, moe_tp_results_;  // of one round
+  RowExchange moe_tp_rows_, moe_tp_ids_, moe_tp_weights_;  // of one chunk
+  RowExchange moe_tp_results_;                             // of one round
   bool observe_router_ = false;
-  int64_t round_rows_ = 0;                                   // own rows of one round, at most
-  RowFormat result_format_;                                  // of an expert's row on its way back
-  std::vector<Bf16> payload_;                                // rows as they travel, bf16 only
-  std::vector<int> expert_order_;                            // [topk]
+  comm::Answer answer_;
+  int answer_rows_ = 0;            // of a token, once they are unpacked: topk, or 1 (kPerRank)
+  int64_t chunk_rows_ = 0;         // own rows of a chunk, at most
+  PayloadFormat payload_format_;   // of a token's row on its way out
+  RowFormat result_format_;        // of a result row on its way back
+  std::vector<int> expert_order_;  // [topk]
   std::vector<comm::MoeExchange::Arrival> expert_arrivals_;  // those not yet computed
   std::vector<layers::LinearJob> gate_up_jobs_, down_jobs_;  // one per expert among them
-  std::vector<int32_t> round_rows_of_, round_results_of_;    // [world], of the current round
+  std::vector<int32_t> chunk_rows_of_, answer_rows_of_;      // [world], of a chunk, of a round
 
   msg::Tensor gate_logits_, topk_ids_, topk_weights_;  // [max_rows, ...] own rows
   msg::Tensor gate_up_, activated_;                    // [rows of the widest group, ...]
   msg::Tensor mlp_partial_;                            // the same, [.., hidden]
   msg::Tensor mlp_out_;                                // [max_rows, hidden]
   msg::Tensor expert_in_, expert_out_;                 // [rows computed together, hidden]
-  msg::Tensor union_results_, own_results_;            // [rows of a round * topk, hidden]
+  msg::Tensor payload_;                                // [rows of a chunk, a packed row]
+  msg::Tensor partial_sums_;                           // [results a rank can owe, hidden] kPerRank
+  msg::Tensor answers_;                                // [rows of a token, hidden], moe_tp 1
+  msg::Tensor union_answers_, own_answers_;  // [rows of a chunk * ..., hidden], moe_tp > 1
 };
 
 }  // namespace troupe::actors

@@ -160,7 +160,7 @@ class RankProcess {
                               .max_rows = launch_.max_rows,
                               .max_sequences = launch_.max_sequences,
                               .max_drafts = launch_.max_drafts,
-                              .moe_chunk_max_len = launch_.moe_chunk_max_len};
+                              .moe = moe_options(launch_)};
     actors_.emplace(context,
                     [this](int, std::span<const std::byte> bytes) { link_.send_bytes(bytes); });
   }
@@ -251,6 +251,13 @@ layers::KvCacheShape kv_cache_shape(const msg::LaunchT& launch, const model::Mod
           .width = config.kv_width(),
           .type = launch.dtype == msg::DataType::Float32 ? layers::KvType::kF32
                                                          : layers::KvType::kBf16};
+}
+
+MoeOptions moe_options(const msg::LaunchT& launch) {
+  return {.chunk_max_len = launch.moe_chunk_max_len,
+          .deterministic = launch.deterministic,
+          .double_routing = launch.moe_double_routing,
+          .int8_payload = launch.moe_int8_payload};
 }
 
 size_t kv_section_bytes(const layers::KvCacheShape& shape) {

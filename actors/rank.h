@@ -5,6 +5,7 @@
 #include <string>
 
 #include "actors/messages/message_generated.h"
+#include "actors/rank_context.h"
 #include "layers/kv_cache.h"
 #include "layers/team.h"
 #include "model/model_config.h"
@@ -17,6 +18,7 @@ namespace troupe::actors {
 model::ParallelSizes parallel_sizes(const msg::LaunchT& launch);
 model::WeightOptions weight_options(const msg::LaunchT& launch);
 layers::KvCacheShape kv_cache_shape(const msg::LaunchT& launch, const model::ModelConfig& config);
+MoeOptions moe_options(const msg::LaunchT& launch);
 size_t kv_section_bytes(const layers::KvCacheShape& shape);  // of one rank, whole pages
 
 // The compute threads of one rank. They spin where this process may use a core for each thread of

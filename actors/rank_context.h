@@ -16,6 +16,14 @@
 
 namespace troupe::actors {
 
+// How rows travel to experts and back.
+struct MoeOptions {
+  int64_t chunk_max_len = 0;    // tokens of one rank in a dispatch, at most
+  bool deterministic = true;    // a row per expert comes back; else one per rank, added there
+  bool double_routing = false;  // comm/double_routing.h instead of comm/fused_exchange.h
+  bool int8_payload = false;    // on the way out
+};
+
 struct RankContext {
   const model::ModelConfig& config;
   const model::ParallelLayout& layout;
@@ -28,7 +36,7 @@ struct RankContext {
   int max_rows = 0;                                     // tokens of one step
   int max_sequences = 0;
   int max_drafts = 0;
-  int64_t moe_chunk_max_len = 0;  // tokens of one dispatch, at most
+  MoeOptions moe;
 
   ProcessGroups* groups = nullptr;  // set by RankActors
 

@@ -55,6 +55,8 @@ size_t ArenaShape::slot_bytes() const {
   return comm_buffer_bytes / world_size / kSlotsPerWindow / kCacheLine * kCacheLine;
 }
 
+size_t ArenaShape::window_bytes() const { return slot_bytes() * kSlotsPerWindow; }
+
 size_t ArenaShape::bytes() const {
   return payload_offset(*this) + num_windows(*this) * kSlotsPerWindow * slot_bytes();
 }

@@ -14,8 +14,9 @@
 //
 // Exactly one process writes each byte: a rank its own RankState (the doorbell line excepted, which
 // anybody may ring), its Flights and the window slots (r, me) of every receiver r; the receiver
-// writes the `consumed` count of the windows (me, s). Pages are allocated when touched. The structs
-// are drawn in comm/arena_layout.h.
+// writes the `consumed` count of the windows (me, s), and in a dispatch/combine round its answers
+// in them (comm/fused_exchange.h). Pages are allocated when touched. The structs are drawn in
+// comm/arena_layout.h.
 #pragma once
 
 #include <atomic>
@@ -87,6 +88,7 @@ struct ArenaShape {
   size_t comm_buffer_bytes = size_t{16}
                              << 20;  // the windows of one receiving rank, all peers together
   size_t slot_bytes() const;         // payload of one slot: a multiple of 64
+  size_t window_bytes() const;       // payloads of all slots of a window
   size_t bytes() const;              // of the whole arena
 };
 

@@ -19,6 +19,8 @@ class SendChannel {
   bool has_room() const;
   // Where the next chunk is to be written, slot_bytes long. Only while has_room().
   std::byte* payload() const { return payloads_[published_ % kSlotsPerWindow]; }
+  // The payloads of all slots, one piece.
+  std::byte* window() const { return payloads_[0]; }
   // Hands that chunk to the receiver and wakes it.
   void publish(const Arena::Slot& header);
   // The same without waking: for the caller to do, for several at once (Communicator::ring).
@@ -57,6 +59,8 @@ class ReceiveChannel {
   const std::byte* payload(uint64_t i, const Arena::Slot& header) const {
     return header.place == 0 ? payload(i) : outbox_[(header.place - 1) % kSlotsPerWindow];
   }
+  // The payloads of all slots, one piece: writable for exchanges that answer where they were asked.
+  std::byte* window() const { return payloads_[0]; }
   // RankError, naming both calls, unless `got` is `expected`.
   void check(const Arena::Slot& got, const Arena::Slot& expected) const;
   // Gives the first `count` unread slots back to the sender.
@@ -77,7 +81,7 @@ class ReceiveChannel {
   Communicator* communicator_;
   int sender_;
   Arena::Window* window_;
-  const std::byte* payloads_[kSlotsPerWindow];
+  std::byte* payloads_[kSlotsPerWindow];
   const std::byte* outbox_[kSlotsPerWindow];  // of the sender
   uint64_t consumed_;
   uint64_t barriers_;  // passed

@@ -136,7 +136,7 @@ class TransferQueue {
   // until give_back; transfers that were started before are completed first.
   void take(std::span<const int> ranks);
   void give_back(std::span<const int> ranks);
-  void wait_for_room(int world_rank);
+  void wait_until_read(int world_rank);  // everything this rank has sent it
   void wait_for_unread(int world_rank, uint64_t count);
 
  private:

@@ -210,8 +210,9 @@ void TransferQueue::give_back(std::span<const int> ranks) {
   for (const int rank : ranks) taken_[rank] = 0;
 }
 
-void TransferQueue::wait_for_room(int world_rank) {
-  wait_on_channel([&] { return to(world_rank).has_room(); }, world_rank);
+void TransferQueue::wait_until_read(int world_rank) {
+  const SendChannel& channel = to(world_rank);
+  wait_on_channel([&] { return channel.has_given_back(channel.published()); }, world_rank);
 }
 
 void TransferQueue::wait_for_unread(int world_rank, uint64_t count) {

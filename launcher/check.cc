@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "launcher/config_keys.h"
+#include "launcher/launch_sizes.h"
 #include "launcher/layout_table.h"
 #include "launcher/rank_memory.h"
 #include "launcher/traffic.h"
@@ -104,7 +105,8 @@ class Report {
     const bool is_float32 = config_.model.dtype == ComputeType::kFloat32;
     const bool all = config_.data.temperature > 0 && config_.data.top_k == 0;
     const int candidates = config_.data.temperature > 0 ? config_.data.top_k : 1;
-    const auto rows = token_traffic(model_, layout_, is_float32 ? 4 : 2, all ? 0 : candidates);
+    const auto rows = token_traffic(model_, layout_, is_float32 ? 4 : 2, all ? 0 : candidates,
+                                    moe_options(config_));
     if (rows.empty()) return line("\ntraffic  none: no two ranks exchange rows");
     line("\ntraffic  bytes a rank sends for each token it owns (all ranks together: per token)");
     line("{:<15} {:<36} {:<10} {:>5} {:>6} {:>11} {:>11}", "stage", "collective", "axis", "ranks",

@@ -14,6 +14,8 @@ enum class ComputeType { kFloat32, kBfloat16 };
 enum class ExeMode { kEager, kGraph };
 enum class WeightFormat { kAuto, kBf16, kFp8, kInt8, kInt4, kMxfp4 };
 enum class CommMode { kInline, kThread };
+enum class MoeDispatch { kFused, kDoubleRouting };
+enum class MoePayload { kAuto, kInt8 };  // kAuto: rows in the dtype
 
 // Sections and keys as in docs/configuration.md (those of cann-recipes-infer, and runtime_config).
 struct Config {
@@ -55,6 +57,8 @@ struct Config {
     double comm_timeout_s = 30;
     int64_t comm_buffer_mb = 16;
     CommMode comm_mode = CommMode::kInline;
+    MoeDispatch moe_dispatch = MoeDispatch::kFused;
+    MoePayload moe_payload = MoePayload::kAuto;
     double device_memory_gb = 0;  // 0: the machine's share
     bool pin = false;
     bool hugepages = true;

@@ -46,6 +46,13 @@ actors::SchedulerLimits scheduler_limits(const Config& config, const model::Mode
   return limits;
 }
 
+actors::MoeOptions moe_options(const Config& config) {
+  return {.chunk_max_len = config.model.moe_chunk_max_len,
+          .deterministic = config.runtime.deterministic,
+          .double_routing = config.runtime.moe_dispatch == MoeDispatch::kDoubleRouting,
+          .int8_payload = config.runtime.moe_payload == MoePayload::kInt8};
+}
+
 msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits& limits,
                              uint8_t observe) {
   msg::LaunchT launch;
@@ -70,12 +77,16 @@ msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits
   launch.max_rows = limits.max_rows();
   launch.max_sequences = limits.sequences_per_dp_rank();
   launch.max_drafts = limits.num_drafts;
-  launch.moe_chunk_max_len = config.model.moe_chunk_max_len;
+  const actors::MoeOptions moe = moe_options(config);
+  launch.moe_chunk_max_len = moe.chunk_max_len;
   launch.kv_blocks = limits.blocks_per_dp_rank;
   launch.kv_block_size = limits.block_size;
   launch.observe = observe;
   launch.threads_per_rank = config.runtime.threads_per_rank;
   launch.pin = config.runtime.pin;
+  launch.deterministic = moe.deterministic;
+  launch.moe_double_routing = moe.double_routing;
+  launch.moe_int8_payload = moe.int8_payload;
   return launch;
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "actors/messages/message_generated.h"
+#include "actors/rank_context.h"
 #include "actors/scheduler.h"
 #include "launcher/config.h"
 #include "model/model_config.h"
@@ -25,6 +26,9 @@ Load load_of(const std::vector<actors::Request>& requests, const model::ModelCon
 // of msg::Observe. Throws UserError when drafts are wanted of a model without an MTP layer.
 actors::SchedulerLimits scheduler_limits(const Config& config, const model::ModelConfig& model,
                                          const Load& load, uint8_t observe);
+
+// How rows travel to experts and back.
+actors::MoeOptions moe_options(const Config& config);
 
 // What every rank is told at its start.
 msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits& limits,

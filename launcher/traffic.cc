@@ -21,12 +21,13 @@ double choose(int from, int count) {
 class Table {
  public:
   Table(const model::ModelConfig& model, const model::ParallelLayout& layout, int element,
-        int candidates)
+        int candidates, const actors::MoeOptions& moe)
       : model_(model),
         layout_(layout),
         sizes_(layout.sizes()),
         element_(element),
         candidates_(candidates),
+        moe_(moe),
         hidden_(static_cast<double>(model.hidden_size)) {
     for (int i = 0; i < model.num_hidden_layers; ++i) moe_layers_ += model.is_moe_layer(i);
   }
@@ -108,35 +109,58 @@ class Table {
   // Each token of a moe_tp group goes out from every rank of the group, each to its part of the
   // experts; the parts' sums meet in fp32.
   void add_moe() {
-    const int tp = sizes_.moe_tp_size, ep = sizes_.moe_ep_size();
+    const int tp = sizes_.moe_tp_size;
     const int topk = model_.gate.topk;
     if (model_.n_shared_experts > 0)
       add_mlp("shared experts", "shared_tp", sizes_.shared_tp_size, moe_layers_);
     add_layers("experts", "all_gather of rows and expert ids", "moe_tp", tp, moe_layers_,
-               to_others(tp, row() + topk * kId));
-    add_dispatch(tp, ep, topk);
-    add_layers("experts", "reduce_scatter of top-k rows, fp32", "moe_tp", tp, moe_layers_,
-               to_others(tp, topk * partial_row()));
+               to_others(tp, row() + topk * (per_rank() ? kId + kFp32 : kId)));
+    if (moe_.double_routing)
+      add_double_routing();
+    else
+      add_dispatch();
+    if (per_rank())
+      add_layers("experts", "reduce_scatter of rows, fp32", "moe_tp", tp, moe_layers_,
+                 to_others(tp, partial_row()));
+    else
+      add_layers("experts", "reduce_scatter of top-k rows, fp32", "moe_tp", tp, moe_layers_,
+                 to_others(tp, topk * partial_row()));
   }
 
-  void add_dispatch(int tp, int ep, int topk) {
-    const int experts = model_.n_routed_experts;
-    const int ids = std::min(topk, experts / ep);  // room for those of a token on one rank
+  bool per_rank() const { return !moe_.deterministic && !moe_.double_routing; }
+  double payload() const { return moe_.int8_payload ? hidden_ + kFp32 : row(); }
+  double result() const { return sizes_.moe_tp_size > 1 ? partial_row() : row(); }
+
+  void add_to_experts(std::string_view collective, double bytes) {
+    add({.stage = "experts",
+         .collective = collective,
+         .axis = "ep",
+         .group_size = sizes_.moe_ep_size(),
+         .layers = moe_layers_,
+         .bytes = sizes_.moe_tp_size * bytes,
+         .is_mean = true});
+  }
+
+  void add_dispatch() {
+    const int ep = sizes_.moe_ep_size(), topk = model_.gate.topk;
+    const int ids = std::min(topk, model_.n_routed_experts / ep);  // room for a token's on one rank
     const double others_visited = mean_ranks_visited(model_.gate, ep) * (ep - 1) / ep;
-    add({.stage = "experts",
-         .collective = "dispatch",
-         .axis = "ep",
-         .group_size = ep,
-         .layers = moe_layers_,
-         .bytes = tp * others_visited * (row() + ids * kId),
-         .is_mean = true});
-    add({.stage = "experts",
-         .collective = tp > 1 ? "combine, top-k rows, fp32" : "combine, top-k rows",
-         .axis = "ep",
-         .group_size = ep,
-         .layers = moe_layers_,
-         .bytes = tp * parts_to_others(ep, topk * (tp > 1 ? partial_row() : row())),
-         .is_mean = true});
+    const bool fp32 = sizes_.moe_tp_size > 1;
+    add_to_experts("dispatch",
+                   others_visited * (payload() + ids * (per_rank() ? kId + kFp32 : kId)));
+    if (per_rank())
+      add_to_experts(fp32 ? "combine, a row per rank, fp32" : "combine, a row per rank",
+                     others_visited * result());
+    else
+      add_to_experts(fp32 ? "combine, top-k rows, fp32" : "combine, top-k rows",
+                     parts_to_others(ep, topk * result()));
+  }
+
+  // A row for each expert both ways; the counts do not grow with the tokens.
+  void add_double_routing() {
+    const int ep = sizes_.moe_ep_size(), topk = model_.gate.topk;
+    add_to_experts("all_to_all_v to experts", parts_to_others(ep, topk * payload()));
+    add_to_experts("all_to_all_v back", parts_to_others(ep, topk * result()));
   }
 
   void add_logits() {
@@ -167,6 +191,7 @@ class Table {
   const model::ParallelLayout& layout_;
   const model::ParallelSizes& sizes_;
   int element_, candidates_;
+  const actors::MoeOptions& moe_;
   double hidden_;
   int moe_layers_ = 0;
   std::vector<Traffic> rows_;
@@ -192,8 +217,8 @@ double mean_ranks_visited(const layers::TopkGateConfig& gate, int num_ranks) {
 
 std::vector<Traffic> token_traffic(const model::ModelConfig& model,
                                    const model::ParallelLayout& layout, int row_element_bytes,
-                                   int candidates) {
-  return Table(model, layout, row_element_bytes, candidates).rows();
+                                   int candidates, const actors::MoeOptions& moe) {
+  return Table(model, layout, row_element_bytes, candidates, moe).rows();
 }
 
 int64_t forward_overhead_bytes(const model::ParallelLayout& layout) {

@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "actors/rank_context.h"
 #include "model/model_config.h"
 #include "model/parallel_layout.h"
 
@@ -28,10 +29,11 @@ struct Traffic {
 
 // Of one forward pass through all layers, embedding and logits, without the MTP module. Collectives
 // of one rank are left out. row_element_bytes: of activations between ranks, 2 (bfloat16) or 4.
-// candidates: logits that are brought home per row, 0 for all (actors/sharded_logits.h).
+// `moe`: how rows travel to experts and back. candidates: logits that are brought home per row, 0
+// for all (actors/sharded_logits.h).
 std::vector<Traffic> token_traffic(const model::ModelConfig& model,
                                    const model::ParallelLayout& layout, int row_element_bytes,
-                                   int candidates);
+                                   int candidates, const actors::MoeOptions& moe);
 
 // Row counts and the like, which do not grow with the tokens: bytes of all ranks together for one
 // forward pass with logits.

@@ -119,15 +119,17 @@ std::string describe(const Operation& operation, const model::ParallelSizes& s,
   TROUPE_CHECK(false);
 }
 
-// Sizes of row-parallel products that do not divide the 16 leaves; empty when bits are promised.
-std::string sizes_without_promise(const model::ParallelLayout& layout) {
+// Why bits are not promised; empty when they are. For sizes of row-parallel products that is when
+// they do not divide the 16 leaves.
+std::string why_without_promise(const Config& config, const model::ParallelLayout& layout) {
+  if (!config.runtime.deterministic) return "runtime_config.deterministic is False";
   const model::ParallelSizes& s = layout.sizes();
   std::vector<std::pair<const char*, int>> sizes{{"o_proj_tp", layout.o_proj_tp_size()},
                                                  {"dense_tp", s.dense_tp_size},
                                                  {"moe_tp", s.moe_tp_size},
                                                  {"shared_tp", s.shared_tp_size}};
   std::erase_if(sizes, [](const auto& size) { return layers::kTpLeaves % size.second == 0; });
-  return sizes_text(sizes);
+  return sizes.empty() ? "" : fmt::format("{} does not divide 16", sizes_text(sizes));
 }
 
 double relative_difference(std::span<const float> a, std::span<const float> b) {
@@ -200,13 +202,14 @@ bool verify_command(const VerifyArguments& arguments) {
 
   Config one_rank = config;
   one_rank.parallel = {};
+  one_rank.runtime.deterministic = true;
   const model::ParallelSizes& sizes = config.parallel;
-  const std::string loose = sizes_without_promise(model::ParallelLayout(sizes, model));
+  const std::string loose = why_without_promise(config, model::ParallelLayout(sizes, model));
   const auto keep = loose.empty() ? ForwardRecord::Keep::kHashes : ForwardRecord::Keep::kLogits;
   const ForwardRecord found = record_forward(config, model, requests, observe, keep);
   const ForwardRecord expected = record_forward(one_rank, model, requests, observe, keep);
   if (loose.empty()) return report_bits(found, expected, sizes, model, requests);
-  fmt::print("{}: bits are not promised, since {} does not divide 16\n", layout_text(sizes), loose);
+  fmt::print("{}: bits are not promised, since {}\n", layout_text(sizes), loose);
   return compare_logits(
       found, expected,
       config.model.dtype == ComputeType::kFloat32 ? kToleranceFloat32 : kToleranceBfloat16);

@@ -93,6 +93,45 @@ TEST(RankActors, ThreadsPerRankChangeNoToken) {
                 one_rank());
 }
 
+TEST(RankActors, DoubleRoutingChangesNoToken) {
+  for (const model::ParallelSizes& sizes :
+       {ranks(1), ranks(4), model::ParallelSizes{.world_size = 4, .moe_tp_size = 2}}) {
+    SCOPED_TRACE(fmt::format("{} ranks, moe_tp {}", sizes.world_size, sizes.moe_tp_size));
+    expect_same(launch({.sizes = sizes, .moe_chunk_max_len = 5, .moe_double_routing = true},
+                       mixed_requests()),
+                one_rank());
+  }
+}
+
+TEST(RankActors, Int8PayloadsAreTheSameOnAnyLayout) {
+  const LaunchOutcome alone =
+      launch({.sizes = ranks(1), .moe_int8_payload = true}, mixed_requests());
+  EXPECT_NE(alone.completions[4].log_probs, one_rank().completions[4].log_probs);
+  for (const model::ParallelSizes& sizes :
+       {ranks(4), model::ParallelSizes{.world_size = 4, .moe_tp_size = 2}})
+    expect_same(launch({.sizes = sizes, .moe_int8_payload = true}, mixed_requests()), alone);
+}
+
+// Sums in another order: the same up to rounding, which float32 leaves small.
+TEST(RankActors, SumsPerRankAreNearThoseInExpertOrder) {
+  Request scored = request(29, 0);
+  scored.observe = static_cast<uint8_t>(msg::Observe::LogProbs);
+  const auto log_probs = [&](const model::ParallelSizes& sizes, bool deterministic) {
+    return launch({.sizes = sizes, .dtype = msg::DataType::Float32, .deterministic = deterministic},
+                  {scored})
+        .completions[0]
+        .log_probs;
+  };
+  const auto exact = log_probs(ranks(1), true);
+  for (const model::ParallelSizes& sizes :
+       {ranks(1), ranks(4), model::ParallelSizes{.world_size = 4, .moe_tp_size = 2}}) {
+    const auto sums = log_probs(sizes, false);
+    ASSERT_EQ(sums.size(), exact.size());
+    for (size_t i = 0; i < sums.size(); ++i) EXPECT_NEAR(sums[i], exact[i], 1e-4) << i;
+    EXPECT_EQ(sums == exact, sizes.world_size == 1);
+  }
+}
+
 TEST(RankActors, TensorParallelSizesChangeNoToken) {
   const std::vector<model::ParallelSizes> layouts = {
       {.world_size = 2, .attn_tp_size = 2, .moe_tp_size = 2, .lmhead_tp_size = 2},

@@ -76,6 +76,9 @@ msg::LaunchT launch_message(const LaunchOptions& options, const SchedulerLimits&
   launch.max_sequences = limits.sequences_per_dp_rank();
   launch.max_drafts = limits.num_drafts;
   launch.moe_chunk_max_len = options.moe_chunk_max_len;
+  launch.deterministic = options.deterministic;
+  launch.moe_double_routing = options.moe_double_routing;
+  launch.moe_int8_payload = options.moe_int8_payload;
   launch.kv_blocks = limits.blocks_per_dp_rank;
   launch.kv_block_size = limits.block_size;
   launch.threads_per_rank = options.threads_per_rank;
@@ -137,7 +140,7 @@ void run_rank(World& world, int rank) {
                      .max_rows = world.launch.max_rows,
                      .max_sequences = world.launch.max_sequences,
                      .max_drafts = world.launch.max_drafts,
-                     .moe_chunk_max_len = world.launch.moe_chunk_max_len},
+                     .moe = moe_options(world.launch)},
                     [&](int, std::span<const std::byte> bytes) {
                       const int64_t before = allocations_of_this_thread();
                       world.to_scheduler.put(bytes);

@@ -16,6 +16,9 @@ struct LaunchOptions {
   int max_prefill_tokens = 16;  // so that prompts are cut
   int64_t moe_chunk_max_len = 1024;
   int threads_per_rank = 1;
+  bool deterministic = true;
+  bool moe_double_routing = false;
+  bool moe_int8_payload = false;
 };
 
 struct LaunchOutcome {

@@ -1,39 +1,52 @@
+// Both forms of the exchange against a serial model: all ranks, all their tokens, all their
+// choices.
 #include "comm/moe_exchange.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <random>
+#include <thread>
 
 #include "base/error.h"
-#include "comm/arena_layout.h"
+#include "comm/double_routing.h"
+#include "comm/fused_exchange.h"
 #include "world.h"
 
 namespace troupe::comm {
 namespace {
 
-constexpr size_t kMiB = size_t{1} << 20;
+enum class Routing { kRandom, kUniform, kOneExpert, kFewExperts };
+constexpr Routing kRoutings[] = {Routing::kRandom, Routing::kOneExpert, Routing::kUniform,
+                                 Routing::kFewExperts};
+enum class Form { kFused, kDoubleRouting };
 
-enum class Routing { kRandom, kUniform, kOneExpert };
+std::unique_ptr<MoeExchange> make_exchange(Form form, ProcessGroup& group,
+                                           const MoeExchangeShape& shape) {
+  if (form == Form::kFused) return std::make_unique<FusedExchange>(group, shape);
+  return std::make_unique<DoubleRouting>(group, shape);
+}
 
-// What every rank dispatches in one round: known to all, so that each checks what it receives.
+// What a rank dispatches in one layer: known to all ranks, so that each checks what it receives.
 struct Batch {
   int64_t tokens = 0;
   std::vector<int32_t> topk_ids;  // [tokens, topk]
 };
 
-Batch make_batch(const MoeExchangeShape& shape, Routing routing, int64_t max_tokens, int round,
+Batch make_batch(const MoeExchangeShape& shape, Routing routing, int64_t max_tokens, int layer,
                  int rank) {
-  std::mt19937 random(round * 1000 + rank);
+  std::mt19937 random(layer * 1000 + rank);
   Batch batch;
-  batch.tokens = (round + rank) % 3 == 0 ? 0 : static_cast<int64_t>(random() % (max_tokens + 1));
+  batch.tokens = (layer + rank) % 3 == 0 ? 0 : static_cast<int64_t>(random() % (max_tokens + 1));
   if (routing == Routing::kOneExpert) batch.tokens = max_tokens;
   std::vector<int32_t> experts = ranks_up_to(shape.num_experts);
   for (int64_t token = 0; token < batch.tokens; ++token) {
     if (routing == Routing::kRandom) std::shuffle(experts.begin(), experts.end(), random);
-    // Everybody's first choice is expert 1; the others are its neighbours.
-    const int64_t first = routing == Routing::kUniform ? token * shape.topk + rank : 1;
+    int64_t first = 1;  // everybody's first choice is expert 1; the others are its neighbours
+    if (routing == Routing::kUniform) first = token * shape.topk + rank;
+    if (routing == Routing::kFewExperts) first = random() % 2 * (shape.num_experts - shape.topk);
     for (int j = 0; j < shape.topk; ++j)
       batch.topk_ids.push_back(experts[(first + j) % shape.num_experts]);
   }
@@ -41,330 +54,274 @@ Batch make_batch(const MoeExchangeShape& shape, Routing routing, int64_t max_tok
 }
 
 // A row that says who it is; the rest is a pattern.
-std::vector<std::byte> make_row(size_t bytes, int round, int rank, int64_t token) {
+std::vector<std::byte> make_row(size_t bytes, int layer, int rank, int64_t token) {
   std::vector<std::byte> row(bytes);
   for (size_t i = 0; i < bytes; ++i)
-    row[i] = std::byte(round * 131 + rank * 31 + token * 7 + static_cast<int64_t>(i * i));
+    row[i] =
+        std::byte(layer * 131 + rank * 31 + token * 7 + token / 37 + static_cast<int64_t>(i * i));
   return row;
 }
 
-// What an expert makes of a row: every byte depends on the expert and on the row.
-std::vector<std::byte> apply_expert(int expert, const std::byte* row,
-                                    const MoeExchangeShape& shape) {
-  std::vector<std::byte> result(shape.result_bytes);
-  for (size_t i = 0; i < result.size(); ++i)
-    result[i] = std::byte(std::to_integer<int>(row[i % shape.row_bytes]) * 3 + expert * 17 +
-                          static_cast<int>(i));
-  return result;
+float make_weight(int64_t token, int expert) {
+  return static_cast<float>((token * 5 + expert * 3) % 11);
 }
 
-void require_same(const std::byte* got, const std::vector<std::byte>& expected,
-                  const std::string& what) {
-  require(std::memcmp(got, expected.data(), expected.size()) == 0, what);
+// What an expert adds to a result: every byte depends on the expert, the row and its weight.
+void add_expert(int expert, float weight, const std::byte* row, const MoeExchangeShape& shape,
+                std::byte* result) {
+  for (size_t i = 0; i < shape.result_bytes; ++i)
+    result[i] = std::byte(std::to_integer<int>(result[i]) +
+                          std::to_integer<int>(row[i % shape.row_bytes]) * 3 + expert * 17 +
+                          static_cast<int>(weight) * 29 + static_cast<int>(i));
 }
 
-// The arrivals of one expert by the naive loop: all ranks, all their tokens, all their choices.
-void check_arrivals(const MoeExchange& exchange, const MoeExchangeShape& shape,
-                    const std::vector<Batch>& batches, int round, int local_expert) {
-  const auto arrivals = exchange.arrivals(local_expert);
-  size_t next = 0;
-  for (int source = 0; source < static_cast<int>(batches.size()); ++source)
-    for (size_t i = 0; i < batches[source].topk_ids.size(); ++i) {
-      if (batches[source].topk_ids[i] != exchange.first_local_expert() + local_expert) continue;
-      require(next < arrivals.size(), "an arrival is missing");
-      require(arrivals[next].source == source, "arrivals are not in the order of ranks");
-      const int64_t token = static_cast<int64_t>(i) / shape.topk;
-      require_same(arrivals[next].row, make_row(shape.row_bytes, round, source, token),
-                   "the wrong row arrived");
-      ++next;
-    }
-  require(next == arrivals.size(), "too many arrivals");
+void pause_sometimes(std::mt19937& random) {
+  if (random() % 8 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 300));
 }
 
-void run_round(MoeExchange& exchange, ProcessGroup& group, const MoeExchangeShape& shape,
-               Routing routing, int round) {
-  std::vector<Batch> batches;
-  for (int rank = 0; rank < group.size(); ++rank)
-    batches.push_back(make_batch(shape, routing, exchange.max_tokens(), round, rank));
-  const Batch& mine = batches[group.rank()];
-  const size_t row_stride = shape.row_bytes + 5;
-  std::vector<std::byte> rows(mine.tokens * row_stride + 1);
-  for (int64_t token = 0; token < mine.tokens; ++token) {
-    const auto row = make_row(shape.row_bytes, round, group.rank(), token);
-    std::copy(row.begin(), row.end(), rows.begin() + token * row_stride);
-  }
-
-  exchange.start_dispatch(rows.data(), static_cast<int64_t>(row_stride), mine.tokens,
-                          mine.topk_ids);
-  exchange.finish_dispatch();
-  int64_t total = 0;
-  for (int e = 0; e < exchange.num_local_experts(); ++e) {
-    check_arrivals(exchange, shape, batches, round, e);
-    for (const MoeExchange::Arrival& arrival : exchange.arrivals(e)) {
-      const auto result = apply_expert(exchange.first_local_expert() + e, arrival.row, shape);
-      std::copy(result.begin(), result.end(), exchange.result_row(arrival));
-      ++total;
+// One rank's share of one layer, round by round.
+class Layer {
+ public:
+  Layer(MoeExchange& exchange, ProcessGroup& group, Routing routing, int64_t max_tokens, int number)
+      : exchange_(exchange),
+        shape_(exchange.shape()),
+        group_(group),
+        number_(number),
+        random_(number * 77 + group.rank()),
+        next_(exchange.num_local_experts(), std::vector<size_t>(group.size())) {
+    for (int rank = 0; rank < group.size(); ++rank)
+      batches_.push_back(make_batch(shape_, routing, max_tokens, number, rank));
+    const Batch& mine = batches_[group.rank()];
+    row_stride_ = shape_.row_bytes + 5;
+    rows_.resize(mine.tokens * row_stride_ + 1);
+    for (int64_t token = 0; token < mine.tokens; ++token) {
+      const auto row = make_row(shape_.row_bytes, number, group.rank(), token);
+      std::copy(row.begin(), row.end(), rows_.begin() + token * row_stride_);
+      for (int j = 0; j < shape_.topk; ++j)
+        weights_.push_back(make_weight(token, mine.topk_ids[token * shape_.topk + j]));
     }
   }
-  require(total == exchange.total_arrivals(), "total_arrivals");
-  exchange.start_combine();
-  exchange.finish_combine();
 
-  for (int64_t token = 0; token < mine.tokens; ++token)
-    for (int j = 0; j < shape.topk; ++j) {
-      const int expert = mine.topk_ids[token * shape.topk + j];
-      require_same(exchange.result(token, j),
-                   apply_expert(expert, rows.data() + token * row_stride, shape),
-                   fmt::format("result of token {} choice {}", token, j));
-    }
-  exchange.release();
-}
-
-// Rounds with collectives between them, on the same windows.
-void run_rounds(Arena& arena, int rank, const MoeExchangeShape& shape, int rounds) {
-  const int world_size = arena.shape().world_size;
-  Communicator communicator(arena, rank, kPatient);
-  ProcessGroup group(communicator, 0, ranks_up_to(world_size));
-  MoeExchange exchange(group, shape);
-  for (int round = 0; round < rounds; ++round) {
-    const Routing routings[] = {Routing::kRandom, Routing::kUniform, Routing::kOneExpert};
-    run_round(exchange, group, shape, routings[round % 3], round);
-    if (round % 4 == 0) group.barrier();
-    std::vector<float> data(3'000, 1.0f);  // several chunks, still on their way when round starts
-    if (round % 4 == 1) {
-      Pending pending = group.start_all_reduce(data);
-      run_round(exchange, group, shape, Routing::kRandom, round);
-      pending.wait();
-      require(data[2'999] == static_cast<float>(world_size), "all_reduce before a round");
-    }
+  int run() {
+    const Batch& mine = batches_[group_.rank()];
+    int64_t first = 0;
+    int rounds = 0;
+    do {
+      const auto chosen = static_cast<size_t>(first * shape_.topk);
+      const int64_t taken =
+          exchange_.start_dispatch({.rows = rows_.data() + first * row_stride_,
+                                    .row_stride = static_cast<int64_t>(row_stride_),
+                                    .count = mine.tokens - first,
+                                    .topk_ids = std::span(mine.topk_ids).subspan(chosen),
+                                    .weights = std::span(weights_).subspan(chosen)});
+      require(taken > 0 || first == mine.tokens, "no token was taken");
+      pause_sometimes(random_);
+      exchange_.finish_dispatch();
+      serve();
+      exchange_.start_combine();
+      pause_sometimes(random_);
+      exchange_.finish_combine();
+      for (int64_t token = 0; token < taken; ++token) check_answers(first, token);
+      exchange_.release();
+      first += taken;
+      ++rounds;
+    } while (exchange_.more());
+    require(first == mine.tokens, "tokens are left");
+    check_all_arrived();
+    return rounds;
   }
-}
+
+ private:
+  bool per_rank() const { return shape_.answer == Answer::kPerRank; }
+
+  // Computes all experts into buffers of its own, then writes the results.
+  void serve() {
+    const int64_t results = exchange_.first_result(group_.size());
+    std::vector<std::byte> sums(results * shape_.result_bytes);
+    int64_t arrivals = 0;
+    for (int e = 0; e < exchange_.num_local_experts(); ++e)
+      for (const MoeExchange::Arrival& arrival : exchange_.arrivals(e)) {
+        check_arrival(e, arrival);
+        const int64_t result = exchange_.first_result(arrival.source) + arrival.result_slot;
+        add_expert(exchange_.first_local_expert() + e, arrival.weight, arrival.row, shape_,
+                   sums.data() + result * shape_.result_bytes);
+        ++arrivals;
+      }
+    require(arrivals == exchange_.total_arrivals(), "total_arrivals");
+    require(per_rank() || arrivals == results, "a result for each arrival");
+    for (int source = 0; source < group_.size(); ++source)
+      for (int64_t slot = 0; slot < exchange_.num_results(source); ++slot)
+        std::copy_n(sums.data() + (exchange_.first_result(source) + slot) * shape_.result_bytes,
+                    shape_.result_bytes, exchange_.result_row(source, slot));
+  }
+
+  // The next token of that source that chose the expert, over all rounds.
+  int64_t expected_token(int expert, int source, size_t& next) const {
+    const auto& ids = batches_[source].topk_ids;
+    while (next < ids.size() && ids[next] != expert) ++next;
+    return next < ids.size() ? static_cast<int64_t>(next++) / shape_.topk : -1;
+  }
+
+  void check_arrival(int local_expert, const MoeExchange::Arrival& arrival) {
+    const int expert = exchange_.first_local_expert() + local_expert;
+    const int64_t token =
+        expected_token(expert, arrival.source, next_[local_expert][arrival.source]);
+    require(token >= 0, "too many arrivals");
+    const auto row = make_row(shape_.row_bytes, number_, arrival.source, token);
+    require(std::memcmp(arrival.row, row.data(), row.size()) == 0, "the wrong row arrived");
+    require(arrival.weight == (per_rank() ? make_weight(token, expert) : 0), "the wrong weight");
+  }
+
+  void check_all_arrived() {
+    for (int e = 0; e < exchange_.num_local_experts(); ++e)
+      for (int source = 0; source < group_.size(); ++source)
+        require(expected_token(exchange_.first_local_expert() + e, source, next_[e][source]) < 0,
+                "an arrival is missing");
+  }
+
+  void check_answers(int64_t first, int64_t token) {
+    const int32_t* ids = batches_[group_.rank()].topk_ids.data() + (first + token) * shape_.topk;
+    const std::byte* row = rows_.data() + (first + token) * row_stride_;
+    std::vector<std::vector<std::byte>> expected;
+    int last_rank = -1;
+    std::vector<int32_t> order(ids, ids + shape_.topk);
+    if (per_rank()) std::ranges::sort(order);
+    for (const int32_t expert : order) {
+      const int rank = expert / exchange_.num_local_experts();
+      if (!per_rank() || rank != last_rank) expected.emplace_back(shape_.result_bytes);
+      last_rank = rank;
+      add_expert(expert, per_rank() ? make_weight(first + token, expert) : 0, row, shape_,
+                 expected.back().data());
+    }
+    require(exchange_.num_answers(token) == static_cast<int>(expected.size()), "num_answers");
+    for (size_t i = 0; i < expected.size(); ++i)
+      require(std::memcmp(exchange_.answer(token, static_cast<int>(i)), expected[i].data(),
+                          shape_.result_bytes) == 0,
+              fmt::format("answer {} of token {}", i, first + token));
+  }
+
+  MoeExchange& exchange_;
+  const MoeExchangeShape& shape_;
+  ProcessGroup& group_;
+  int number_;
+  std::mt19937 random_;
+  std::vector<std::vector<size_t>> next_;  // [local expert][source] place in its topk_ids
+  std::vector<Batch> batches_;
+  size_t row_stride_ = 0;
+  std::vector<std::byte> rows_;
+  std::vector<float> weights_;
+};
 
 struct World {
   int size;
+  Form form;
+  int64_t tokens;  // of one rank and layer, at most
   MoeExchangeShape shape;
 };
 
-class MoeRounds : public testing::TestWithParam<World> {};
-
-TEST_P(MoeRounds, EqualTheNaiveLoopInThreads) {
-  const auto& [size, shape] = GetParam();
-  Arena arena = make_arena(size);
-
-  const auto errors = run_threads(size, [&](int rank) { run_rounds(arena, rank, shape, 60); });
-
-  EXPECT_EQ(errors, all_fine(size));
-}
-
-TEST_P(MoeRounds, EqualTheNaiveLoopInProcesses) {
-  const auto& [size, shape] = GetParam();
-  Arena arena = make_arena(size);
-
-  const auto errors = Processes(size, [&](int rank) { run_rounds(arena, rank, shape, 30); }).join();
-
-  EXPECT_EQ(errors, all_fine(size));
-}
-
-INSTANTIATE_TEST_SUITE_P(
-    Worlds, MoeRounds,
-    testing::Values(
-        World{1,
-              {.num_experts = 6, .topk = 3, .row_bytes = 40, .result_bytes = 72, .max_tokens = 9}},
-        World{
-            2,
-            {.num_experts = 8, .topk = 3, .row_bytes = 64, .result_bytes = 128, .max_tokens = 50}},
-        World{
-            4,
-            {.num_experts = 8, .topk = 4, .row_bytes = 100, .result_bytes = 36, .max_tokens = 50}},
-        World{8,
-              {.num_experts = 8, .topk = 2, .row_bytes = 10, .result_bytes = 20, .max_tokens = 5}},
-        World{
-            8,
-            {.num_experts = 64, .topk = 8, .row_bytes = 7, .result_bytes = 64, .max_tokens = 99}}));
-
-TEST(MoeExchange, LowersMaxTokensSoThatAllOfThemFitOneSlotInBothDirections) {
-  Arena arena = make_arena(2);  // slots of 4096 bytes
-  Communicator communicator(arena, 0, kPatient);
-  ProcessGroup group(communicator, 0, {0, 1});
-  const MoeExchangeShape by_rows{
-      .num_experts = 2, .topk = 2, .row_bytes = 256, .result_bytes = 64, .max_tokens = 1'000};
-  const MoeExchangeShape by_results{
-      .num_experts = 8, .topk = 4, .row_bytes = 64, .result_bytes = 200, .max_tokens = 1'000};
-  MoeExchangeShape few = by_rows;
-  few.max_tokens = 3;
-
-  EXPECT_EQ(MoeExchange(group, by_rows).max_tokens(), 15);    // 64 + 15 * 256 <= 4096
-  EXPECT_EQ(MoeExchange(group, by_results).max_tokens(), 4);  // 4 * 4 * 256 == 4096
-  EXPECT_EQ(MoeExchange(group, few).max_tokens(), 3);
-}
-
-TEST(MoeExchange, AloneNeedsNoWindow) {
-  Arena arena = make_arena(1);
-  Communicator communicator(arena, 0, kPatient);
-  ProcessGroup group(communicator, 0, {0});
-  const MoeExchangeShape shape{
-      .num_experts = 4, .topk = 2, .row_bytes = 10'000, .result_bytes = 10'000, .max_tokens = 77};
-
-  EXPECT_EQ(MoeExchange(group, shape).max_tokens(), 77);
-}
-
-TEST(MoeExchange, NamesTheBufferThatIsNeededAndItIsEnough) {
-  const MoeExchangeShape shape{
-      .num_experts = 32, .topk = 8, .row_bytes = 14'336, .result_bytes = 28'672, .max_tokens = 64};
-  const auto make = [&](size_t mb) {
-    Arena arena = Arena::create({.world_size = 8, .comm_buffer_bytes = mb * kMiB});
-    Communicator communicator(arena, 0, kPatient);
-    ProcessGroup group(communicator, 0, ranks_up_to(8));
-    return MoeExchange(group, shape).max_tokens();
-  };
-
-  // Back come 4 results (the experts of a rank) of 28672 bytes: 2 * 8 * 114688 bytes = 1.75 MiB.
-  try {
-    make(1);
-    FAIL() << "one token cannot fit";
-  } catch (const UserError& error) {
-    EXPECT_NE(std::string(error.what()).find("comm_buffer_mb: 1 MiB"), std::string::npos);
-    EXPECT_NE(std::string(error.what()).find("NEEDED comm_buffer_mb: 2"), std::string::npos);
-  }
-  EXPECT_EQ(make(2), 1);
-}
-
-TEST(MoeExchange, LeavesOwnRowsInPlaceAndAlignsTheOthers) {
-  Arena arena = make_arena(2);
-  const MoeExchangeShape shape{
-      .num_experts = 2, .topk = 2, .row_bytes = 10, .result_bytes = 10, .max_tokens = 4};
-
-  const auto errors = run_threads(2, [&](int rank) {
-    Communicator communicator(arena, rank, kPatient);
-    ProcessGroup group(communicator, 0, {0, 1});
-    MoeExchange exchange(group, shape);
-    const std::vector<std::byte> rows(20);
-    const std::vector<int32_t> ids{0, 1, 1, 0};
-    exchange.start_dispatch(rows.data(), 10, 2, ids);
-    exchange.finish_dispatch();
-    for (const MoeExchange::Arrival& arrival : exchange.arrivals(0)) {
-      const auto address = [](const std::byte* p) { return reinterpret_cast<uintptr_t>(p); };
-      const bool in_place = arrival.row == rows.data() || arrival.row == rows.data() + 10;
-      require(in_place == (arrival.source == rank), "rows in place");
-      require(in_place || address(arrival.row) % 64 == 0, "aligned rows");
-      require(address(exchange.result_row(arrival)) % 64 == 0, "aligned results");
-    }
-    require(communicator.bytes_sent() == 2 * (10 + 4), "bytes_sent: rows and ids, not to itself");
-    exchange.start_combine();
-    exchange.finish_combine();
-    exchange.release();
-  });
-
-  EXPECT_EQ(errors, all_fine(2));
-}
-
-TEST(MoeExchange, LetsGroupsWithoutASharedRankWorkInsideARound) {
-  Arena arena = make_arena(4);
-  const MoeExchangeShape shape{
-      .num_experts = 2, .topk = 1, .row_bytes = 64, .result_bytes = 64, .max_tokens = 4};
-
-  const auto errors = run_threads(4, [&](int rank) {
-    Communicator communicator(arena, rank, kPatient);
-    ProcessGroup experts(communicator, rank % 2, {rank % 2, rank % 2 + 2});
-    ProcessGroup tensor(communicator, 2 + rank / 2, {rank / 2 * 2, rank / 2 * 2 + 1});
-    MoeExchange exchange(experts, shape);
-    for (int round = 0; round < 50; ++round) {
-      std::vector<float> early(5'000, 1.0f), data(5'000, 2.0f);
-      exchange.start_dispatch(nullptr, 0, 0, {});
-      Pending pending = tensor.start_all_reduce(early);
-      exchange.finish_dispatch();
-      tensor.all_reduce(data);
+// Layers with collectives between them, on the same windows. Returns the rounds of all.
+int run_layers(Arena& arena, int rank, const World& world, int layers) {
+  Communicator communicator(arena, rank, kPatient);
+  ProcessGroup group(communicator, 0, ranks_up_to(world.size));
+  const auto exchange = make_exchange(world.form, group, world.shape);
+  int rounds = 0;
+  for (int layer = 0; layer < layers; ++layer) {
+    const auto run = [&](Routing routing) {
+      return Layer(*exchange, group, routing, world.tokens, layer).run();
+    };
+    rounds += run(kRoutings[layer % 4]);
+    if (layer % 4 == 0) group.barrier();
+    std::vector<float> data(3'000, 1.0f);  // several chunks, still on their way when a round starts
+    if (layer % 4 == 1) {
+      Pending pending = group.start_all_reduce(data);
+      rounds += run(Routing::kRandom);
       pending.wait();
-      exchange.start_combine();
-      exchange.finish_combine();
-      exchange.release();
-      require(data[4'999] == 4.0f && early[4'999] == 2.0f, "all_reduce");
+      require(data[2'999] == static_cast<float>(world.size), "all_reduce before a round");
     }
+  }
+  return rounds;
+}
+
+class MoeLayers : public testing::TestWithParam<World> {};
+
+TEST_P(MoeLayers, EqualTheSerialModelInThreads) {
+  const World world = GetParam();
+  Arena arena = make_arena(world.size);
+
+  const auto errors =
+      run_threads(world.size, [&](int rank) { run_layers(arena, rank, world, 24); });
+
+  EXPECT_EQ(errors, all_fine(world.size));
+}
+
+TEST_P(MoeLayers, EqualTheSerialModelInProcesses) {
+  const World world = GetParam();
+  Arena arena = make_arena(world.size);
+
+  const auto errors =
+      Processes(world.size, [&](int rank) { run_layers(arena, rank, world, 12); }).join();
+
+  EXPECT_EQ(errors, all_fine(world.size));
+}
+
+std::vector<World> worlds() {
+  const World each[] = {
+      {1,
+       Form::kFused,
+       20,
+       {.num_experts = 6, .topk = 3, .row_bytes = 40, .result_bytes = 72, .max_tokens = 9}},
+      {2,
+       Form::kFused,
+       90,
+       {.num_experts = 8, .topk = 3, .row_bytes = 64, .result_bytes = 128, .max_tokens = 50}},
+      {3,
+       Form::kFused,
+       40,
+       {.num_experts = 6, .topk = 6, .row_bytes = 300, .result_bytes = 700, .max_tokens = 40}},
+      {4,
+       Form::kFused,
+       60,
+       {.num_experts = 8, .topk = 4, .row_bytes = 100, .result_bytes = 36, .max_tokens = 50}},
+      {8,
+       Form::kFused,
+       5,
+       {.num_experts = 8, .topk = 2, .row_bytes = 10, .result_bytes = 20, .max_tokens = 5}},
+      {8,
+       Form::kFused,
+       60,
+       {.num_experts = 64, .topk = 8, .row_bytes = 7, .result_bytes = 64, .max_tokens = 99}}};
+  std::vector<World> all;
+  for (World world : each) {
+    all.push_back(world);
+    world.form = Form::kDoubleRouting;
+    all.push_back(world);
+    world.form = Form::kFused;
+    world.shape.answer = Answer::kPerRank;
+    all.push_back(world);
+  }
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Worlds, MoeLayers, testing::ValuesIn(worlds()));
+
+// A row and its results fill most of a window; all choose experts of one rank.
+TEST(MoeExchange, DropsNothingWhenOneTokenFillsAWindow) {
+  const World world{
+      4,
+      Form::kFused,
+      12,
+      {.num_experts = 8, .topk = 2, .row_bytes = 3'000, .result_bytes = 2'000, .max_tokens = 100}};
+  Arena arena = make_arena(world.size);
+
+  const auto errors = run_threads(world.size, [&](int rank) {
+    Communicator communicator(arena, rank, kPatient);
+    ProcessGroup group(communicator, 0, ranks_up_to(world.size));
+    FusedExchange exchange(group, world.shape);
+    const int rounds = Layer(exchange, group, Routing::kOneExpert, world.tokens, 1).run();
+    require(rounds == 12, fmt::format("{} rounds", rounds));
   });
 
-  EXPECT_EQ(errors, all_fine(4));
-}
-
-TEST(MoeExchange, RefusesCollectivesOfSharedRanksInsideARound) {
-  Arena arena = make_arena(2);
-  Communicator communicator(arena, 0, kPatient);
-  ProcessGroup group(communicator, 0, {0, 1});
-  const MoeExchangeShape shape{
-      .num_experts = 2, .topk = 1, .row_bytes = 64, .result_bytes = 64, .max_tokens = 4};
-  MoeExchange exchange(group, shape);
-
-  exchange.start_dispatch(nullptr, 0, 0, {});
-
-  EXPECT_THROW(group.barrier(), std::logic_error);
-}
-
-TEST(MoeExchange, RefusesTokensThatNameAnExpertTwiceOrNone) {
-  Arena arena = make_arena(1);
-  Communicator communicator(arena, 0, kPatient);
-  ProcessGroup group(communicator, 0, {0});
-  const MoeExchangeShape shape{
-      .num_experts = 2, .topk = 2, .row_bytes = 8, .result_bytes = 8, .max_tokens = 1};
-  const std::vector<std::byte> row(8);
-
-  for (const std::vector<int32_t>& ids : {std::vector{0, 2}, std::vector{-1, 0}})
-    EXPECT_THROW(MoeExchange(group, shape).start_dispatch(row.data(), 8, 1, ids), std::logic_error);
-}
-
-// Rank 1 reads a dispatch of rank 0 after `corrupt` has been at it.
-std::string error_of_corrupt_dispatch(const std::function<void(Arena&)>& corrupt) {
-  Arena arena = make_arena(2);
-  Communicator sender(arena, 0, kPatient), receiver(arena, 1, kPatient);
-  ProcessGroup sending(sender, 0, {0, 1}), receiving(receiver, 0, {0, 1});
-  const MoeExchangeShape shape{
-      .num_experts = 4, .topk = 2, .row_bytes = 64, .result_bytes = 64, .max_tokens = 4};
-  MoeExchange one(sending, shape), other(receiving, shape);
-  const std::vector<std::byte> rows(64);
-  one.start_dispatch(rows.data(), 64, 1, std::vector<int32_t>{2, 3});
-  corrupt(arena);
-  other.start_dispatch(nullptr, 0, 0, {});
-  try {
-    other.finish_dispatch();
-  } catch (const RankError& error) {
-    return error.what();
-  }
-  return "";
-}
-
-TEST(MoeExchange, ReportsACorruptDispatch) {
-  const auto ids = [](Arena& arena) { return reinterpret_cast<int32_t*>(arena.payload(1, 0, 0)); };
-  const auto header = [](Arena& arena) -> Arena::Slot& { return arena.window(1, 0).slots[0]; };
-  const auto error = error_of_corrupt_dispatch;
-
-  EXPECT_EQ(error([](Arena&) {}), "");
-  EXPECT_NE(error([&](Arena& a) { ids(a)[0] = 1; }).find("expert 1, which is not here"),
-            std::string::npos);
-  EXPECT_NE(error([&](Arena& a) { ids(a)[1] = 1'000'000; }), "");
-  EXPECT_NE(error([&](Arena& a) { ids(a)[1] = -1; }).find("1 ids and says 2"), std::string::npos);
-  EXPECT_NE(error([&](Arena& a) { header(a).counts[0] = uint64_t{1} << 63; }), "");
-  EXPECT_NE(error([&](Arena& a) { header(a).counts[1] = 3; }), "");
-  EXPECT_NE(error([&](Arena& a) { header(a).total_bytes += 64; }), "");
-  EXPECT_NE(error([&](Arena& a) { header(a).operation = Operation::kCombine; }), "");
-}
-
-TEST(MoeExchange, NamesARankKilledInsideARound) {
-  const MoeExchangeShape shape{
-      .num_experts = 8, .topk = 4, .row_bytes = 100, .result_bytes = 36, .max_tokens = 50};
-  for (int attempt = 0; attempt < 3; ++attempt) {
-    Arena arena = make_arena(4);
-    Processes processes(4, [&](int rank) {
-      Communicator communicator(arena, rank, std::chrono::milliseconds(300));
-      ProcessGroup group(communicator, 0, ranks_up_to(4));
-      MoeExchange exchange(group, shape);
-      for (int round = 0;; ++round) run_round(exchange, group, shape, Routing::kRandom, round);
-    });
-    await_collective(arena, 2, 5);
-    processes.kill(2);
-
-    const auto errors = processes.join();
-
-    for (const int rank : {0, 1, 3})
-      EXPECT_NE(errors[rank].find("rank 2"), std::string::npos) << errors[rank];
-  }
+  EXPECT_EQ(errors, all_fine(world.size));
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "launcher/config.h"
 #include "launcher/launch.h"
+#include "launcher/launch_sizes.h"
 
 namespace troupe::launcher {
 namespace {
@@ -32,10 +33,11 @@ model::ModelConfig small_model() {
 }
 
 // "stage: collective" to bytes per token and layer.
-std::map<std::string, double> bytes_of(const model::ParallelSizes& sizes, int candidates = 1) {
+std::map<std::string, double> bytes_of(const model::ParallelSizes& sizes, int candidates = 1,
+                                       const actors::MoeOptions& moe = {}) {
   const model::ModelConfig model = small_model();
   std::map<std::string, double> result;
-  for (const Traffic& t : token_traffic(model, {sizes, model}, 2, candidates))
+  for (const Traffic& t : token_traffic(model, {sizes, model}, 2, candidates, moe))
     result[fmt::format("{}: {} x{}", t.stage, t.collective, t.layers)] = t.bytes;
   return result;
 }
@@ -80,6 +82,25 @@ TEST(TokenTraffic, EveryAxisMovesWhatAHandCountGives) {
     ASSERT_TRUE(bytes.contains(what)) << what;
     EXPECT_DOUBLE_EQ(bytes.at(what), value) << what;
   }
+}
+
+// Of 4 ranks with 2 of 8 experts each, a token's 2 are on 4 (1 - 6/8 5/7) = 13/7, 3/4 of them
+// others.
+TEST(TokenTraffic, FormAndPayloadOfDispatchDecideWhatExpertsGet) {
+  const model::ParallelSizes sizes{.world_size = 4};
+  const double others = 13.0 / 7 * 0.75;
+
+  Bytes per_rank = bytes_of(sizes, 1, {.deterministic = false});
+  EXPECT_DOUBLE_EQ(per_rank.at("experts: dispatch x3"), others * (20 + 2 * 8));
+  EXPECT_DOUBLE_EQ(per_rank.at("experts: combine, a row per rank x3"), others * 20);
+
+  Bytes int8 = bytes_of(sizes, 1, {.int8_payload = true});
+  EXPECT_DOUBLE_EQ(int8.at("experts: dispatch x3"), others * (10 + 4 + 2 * 4));
+  EXPECT_DOUBLE_EQ(int8.at("experts: combine, top-k rows x3"), 0.75 * 2 * 20);
+
+  Bytes routed = bytes_of(sizes, 1, {.double_routing = true});
+  EXPECT_DOUBLE_EQ(routed.at("experts: all_to_all_v to experts x3"), 0.75 * 2 * 20);
+  EXPECT_DOUBLE_EQ(routed.at("experts: all_to_all_v back x3"), 0.75 * 2 * 20);
 }
 
 TEST(TokenTraffic, HeadsBecomeRowsWhereOProjIsCutOtherwise) {
@@ -155,7 +176,7 @@ Measured measure(std::vector<std::string> overrides, int prompts, int length) {
 
   const model::ParallelLayout layout(config.parallel, model);
   result.computed = static_cast<double>(forward_overhead_bytes(layout));
-  for (const Traffic& t : token_traffic(model, layout, 2, 1))
+  for (const Traffic& t : token_traffic(model, layout, 2, 1, moe_options(config)))
     result.computed += t.bytes * t.layers * prompts * (t.sampled ? 1 : length);
   return result;
 }
@@ -182,6 +203,10 @@ TEST(TokenTraffic, IsNearWhatRanksSendToExperts) {
 
   const Measured halves = measure({"parallel_config.moe_tp_size=2"}, 4, 100);
   EXPECT_NEAR(halves.sent / halves.computed, 1, 0.1);
+
+  const Measured sums = measure({"runtime_config.deterministic=False"}, 4, 100);
+  EXPECT_NEAR(sums.sent / sums.computed, 1, 0.1);
+  EXPECT_LT(sums.sent, parts.sent);
 }
 
 }  // namespace

@@ -95,6 +95,18 @@ TEST_P(SameBits, ForAnyRoundsOfDispatch) {
   }
 }
 
+TEST_P(SameBits, ForAnyFormOfDispatch) {
+  json double_routing = config(4);
+  double_routing["runtime_config"]["moe_dispatch"] = "double_routing";
+  expect_same_dump(dump(config(1)), dump(double_routing));
+}
+
+TEST_P(SameBits, ForAnyNumberOfRanksWithInt8Payloads) {
+  json one = config(1), four = config(4);
+  for (json* config : {&one, &four}) (*config)["runtime_config"]["moe_payload"] = "int8";
+  expect_same_dump(dump(one), dump(four));
+}
+
 TEST_P(SameBits, WhenWindowsAreSmallerThanTheMessages) {
   expect_no_influence("runtime_config", "comm_buffer_mb", {1}, 16);
 }
