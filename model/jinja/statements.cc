@@ -115,6 +115,8 @@ List For::chosen(Rendering& rendering) const {
 }
 
 Flow For::turn(Rendering& rendering, const List& elements, size_t i, std::string& out) const {
+  constexpr size_t kTurnSteps = 10;  // what `loop` costs
+  rendering.step(kTurnSteps);
   const auto number = [](size_t n) { return Value(static_cast<int64_t>(n)); };
   Dict loop;
   loop.items = {
