@@ -5,7 +5,7 @@ set -euo pipefail
 root=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 build=$root/build/release
 yaml=$root/configs/tiny_moe.yaml
-settings=()  # --set options of this script; those of the command line come after them and win
+settings=()  # options that this script adds; those of the command line come after them and win
 options=()
 
 usage() {
@@ -20,7 +20,7 @@ Paths are relative to the current directory, those inside the files of configs/ 
   ./infer.sh --yaml configs/tiny_moe_rank_8_8ep.yaml --set model_config.next_n=0
   build/release/troupe run --help       all options, once built
 
-Environment, each the --set option on its right:
+Environment, each the --set option (or option) on its right:
   WORLD_SIZE              parallel_config.world_size
   MODEL_DIR               model_config.model_path
   INPUT_MAX_LEN           data_config.input_truncated_len
@@ -30,7 +30,7 @@ Environment, each the --set option on its right:
   HCCL_BUFFSIZE           runtime_config.comm_buffer_mb
   HCCL_DETERMINISTIC      runtime_config.deterministic (true, false or strict)
   HCCL_OP_EXPANSION_MODE  runtime_config.comm_mode (AIV: inline; AI_CPU, HOST, HOST_TS: thread)
-  TOKENIZER_MODE          default; chat is not built yet
+  TOKENIZER_MODE          default, or chat: --chat
 TEXT
 }
 
@@ -94,8 +94,8 @@ read_environment() {
   esac
   case ${TOKENIZER_MODE:-} in
     "" | default) ;;
-    chat) die "TOKENIZER_MODE=chat: chat templates are not built yet; unset it" ;;
-    *) die "TOKENIZER_MODE=$TOKENIZER_MODE: expected default" ;;
+    chat) settings+=(--chat) ;;
+    *) die "TOKENIZER_MODE=$TOKENIZER_MODE: expected default or chat" ;;
   esac
 }
 

@@ -19,6 +19,8 @@ struct RunArguments {
   std::vector<std::string> prompt_ids;  // --prompt-ids
   std::filesystem::path prompt_file;
   bool ignore_eos = false;
+  bool chat = false;                    // prompts are what a user says
+  std::filesystem::path chat_template;  // in place of the checkpoint's
   std::filesystem::path json;
 };
 // Streams a single prompt's answer to stdout as it comes; several are printed in the order given.

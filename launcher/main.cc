@@ -39,6 +39,10 @@ void add_run(CLI::App& app, RunArguments& arguments) {
       ->add_option("--prompt-ids", arguments.prompt_ids, "token ids 1,2,3 as they are; may repeat")
       ->take_all()
       ->allow_extra_args(false);
+  CLI::Option* chat = command->add_flag(
+      "--chat", arguments.chat, "prompts are what a user says, by the checkpoint's chat template");
+  command->add_option("--chat-template", arguments.chat_template, "this Jinja file instead")
+      ->needs(chat);
   command->add_flag("--ignore-eos", arguments.ignore_eos, "do not stop at the end-of-text token");
   command->add_option("--json", arguments.json, "write the report to this file");
   command->callback([&] { run_command(arguments); });

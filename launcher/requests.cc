@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "base/memory.h"
 #include "model/input_file.h"
+#include "model/chat_template.h"
 
 namespace troupe::launcher {
 
@@ -37,6 +38,27 @@ std::vector<int32_t> prompt_tokens(const Prompt& prompt, const model::Tokenizer*
       throw_user_error("{}: token id {} is outside the vocabulary 0 .. {}", name, id,
                        model.vocab_size - 1);
   return ids;
+}
+
+void apply_chat_template(std::vector<Prompt>& prompts, const model::Tokenizer* tokenizer,
+                         const Config& config, const std::filesystem::path& chat_template) {
+  const std::filesystem::path& directory = config.model.model_path;
+  if (tokenizer == nullptr)
+    throw_user_error("{}: has no tokenizer.json; a chat needs one", directory.string());
+  const auto chat = chat_template.empty() ? model::ChatTemplate::of_checkpoint(directory)
+                                          : model::ChatTemplate::of_file(chat_template, directory);
+  const auto limit = static_cast<size_t>(config.data.input_truncated_len);
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    if (prompts[i].ids) continue;
+    model::Conversation conversation;
+    conversation.messages = {{{"role", "user"}, {"content", prompts[i].text}}};
+    prompts[i].ids = tokenizer->encode(chat.render(conversation), false);
+    if (limit > 0 && prompts[i].ids->size() > limit)
+      throw_user_error(
+          "prompt {}: has {} tokens as a chat; data_config.input_truncated_len {} would cut off "
+          "the end of its template",
+          i, prompts[i].ids->size(), limit);
+  }
 }
 
 std::vector<actors::Request> reading_requests(const std::filesystem::path& text_file,

@@ -20,6 +20,12 @@ std::optional<model::Tokenizer> find_tokenizer(const std::filesystem::path& mode
 std::vector<int32_t> prompt_tokens(const Prompt& prompt, const model::Tokenizer* tokenizer,
                                    const model::ModelConfig& model, const std::string& name);
 
+// A prompt's text as what a user says first, in the words and special tokens of the model's chat
+// template (or the one in `chat_template`, if that is not empty): prompts given as ids stay as they
+// are, the others become ids. The prompts' texts remain those of the user.
+void apply_chat_template(std::vector<Prompt>& prompts, const model::Tokenizer* tokenizer,
+                         const Config& config, const std::filesystem::path& chat_template);
+
 // Texts to read through, not to continue: the file's, if one is given, then each of `prompt_ids`.
 std::vector<actors::Request> reading_requests(const std::filesystem::path& text_file,
                                               const std::vector<std::string>& prompt_ids,

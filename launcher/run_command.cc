@@ -114,7 +114,9 @@ void run_command(const RunArguments& arguments) {
   const auto tokenizer = find_tokenizer(config.model.model_path);
   const Tokenizer* tokenizer_or_null = tokenizer ? &*tokenizer : nullptr;
 
-  const std::vector<Prompt> prompts = collect_prompts(arguments, config);
+  std::vector<Prompt> prompts = collect_prompts(arguments, config);
+  if (arguments.chat)
+    apply_chat_template(prompts, tokenizer_or_null, config, arguments.chat_template);
   std::vector<std::vector<int32_t>> prompt_ids;
   std::vector<actors::Request> requests;
   for (size_t i = 0; i < prompts.size(); ++i) {

@@ -92,8 +92,9 @@ expect "false" "$output" "runtime_config.deterministic=False"
 expect "AI_CPU" "$output" "runtime_config.comm_mode=thread"
 [[ $output != *world_size* ]] || fail "an empty variable is unset: '$output'"
 
-expect_refusal "chat" "chat templates are not built yet" TOKENIZER_MODE=chat --
-expect_refusal "an unknown mode" "expected default" TOKENIZER_MODE=loud --
+output=$(infer TOKENIZER_MODE=chat --)
+expect "chat" "$output" $'\n--chat\n'
+expect_refusal "an unknown mode" "expected default or chat" TOKENIZER_MODE=loud --
 expect_refusal "an unknown word" "expected true, false or strict" HCCL_DETERMINISTIC=maybe --
 expect_refusal "an unknown engine" "expected AIV" HCCL_OP_EXPANSION_MODE=GPU --
 expect_refusal "no file" "a file must follow" -- --yaml

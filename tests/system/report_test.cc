@@ -70,6 +70,26 @@ TEST(Report, HasOneOutputPerPromptInTheOrderGiven) {
   EXPECT_EQ(run.ended.out, printed);
 }
 
+TEST(Report, OfAChatHasTheTemplatesWordsAroundThePrompt) {
+  const model::TemporaryDirectory directory;
+  const std::string path = directory.path() / "report.json";
+  auto words = command_line("run", configuration(tiny_moe(), 1, "float32"), {}, directory);
+  words.insert(words.end(), {"--prompt", "Hello", "--prompt-ids", "7,8", "--json", path, "--chat"});
+  ASSERT_EQ(run_troupe(words).status, 0);
+  const json outputs = json::parse(model::read_file(path)).at("outputs");
+
+  EXPECT_EQ(outputs[0].at("prompt"), "Hello");
+  EXPECT_EQ(outputs[0].at("prompt_ids"),
+            tokenize("--text", "<｜User｜>Hello<｜Assistant｜>"));  // BOS by the tokenizer's rule
+  EXPECT_EQ(outputs[1].at("prompt_ids"), (Ids{7, 8}));
+
+  const std::string own = directory.write("own.jinja", "{{ messages[0]['content'] }}!");
+  words.insert(words.end(), {"--chat-template", own});
+  ASSERT_EQ(run_troupe(words).status, 0);
+  EXPECT_EQ(json::parse(model::read_file(path)).at("outputs")[0].at("prompt_ids").size(),
+            tokenize("--text", "Hello!").size() - 1);  // and here no BOS
+}
+
 TEST(Report, SaysStopAfterTheEndTokenAndLengthAtTheLimit) {
   std::map<std::string, int> reasons;
 
