@@ -101,7 +101,9 @@ class JsonWriter {
 
   std::string line_break(int depth) const {
     if (style_.indent < 0) return "";
-    return "\n" + std::string(static_cast<size_t>(style_.indent) * static_cast<size_t>(depth), ' ');
+    std::string out(1 + static_cast<size_t>(style_.indent * depth), ' ');
+    out[0] = '\n';
+    return out;
   }
 
   const JsonStyle& style_;
