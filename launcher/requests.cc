@@ -2,8 +2,8 @@
 
 #include "base/error.h"
 #include "base/memory.h"
-#include "model/input_file.h"
 #include "model/chat_template.h"
+#include "model/input_file.h"
 
 namespace troupe::launcher {
 
