@@ -93,7 +93,7 @@ expect "AI_CPU" "$output" "runtime_config.comm_mode=thread"
 [[ $output != *world_size* ]] || fail "an empty variable is unset: '$output'"
 
 output=$(infer TOKENIZER_MODE=chat --)
-expect "chat" "$output" $'\n--chat\n'
+expect "chat" "$output" "--chat"
 expect_refusal "an unknown mode" "expected default or chat" TOKENIZER_MODE=loud --
 expect_refusal "an unknown word" "expected true, false or strict" HCCL_DETERMINISTIC=maybe --
 expect_refusal "an unknown engine" "expected AIV" HCCL_OP_EXPANSION_MODE=GPU --
