@@ -6,88 +6,46 @@
 
 namespace troupe::actors {
 
-struct Scheduler::Sequence {
-  int id = 0;
-  std::chrono::steady_clock::time_point submitted = std::chrono::steady_clock::now();
-  Request request;
-  Completion completion;
-  std::vector<int32_t> tokens;  // prompt and what was made; all but the last few have KV rows
-  std::vector<int32_t> drafts;  // guesses for what follows tokens
-  std::vector<int32_t> block_table;
-  int64_t computed = 0;  // tokens whose KV rows are in the cache
-  // This step's share.
-  int64_t first = 0;
-  int count = 0;
-  int num_drafts = 0;
-  bool sample = false;
-  bool running = false;   // on a rank
-  bool released = false;  // to be forgotten once it no longer runs
+namespace {
 
-  bool in_prompt() const { return computed < static_cast<int64_t>(request.prompt.size()); }
-  bool ended() const { return completion.reason != FinishReason::kNone; }
-  bool cancelled() const { return completion.reason == FinishReason::kCancelled; }
-  double age_s() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - submitted).count();
-  }
-};
+using std::chrono::steady_clock;
 
-struct Scheduler::DpRank {
-  BlockPool pool;
-  std::vector<Sequence*> running;
-  std::vector<Sequence*> planned;  // in the order of this step's plan
-  int rows = 0;
-};
+double seconds_since(steady_clock::time_point start) {
+  return std::chrono::duration<double>(steady_clock::now() - start).count();
+}
 
-// What a rank says of one sequence.
-struct Scheduler::Answer {
-  std::span<const int32_t> tokens;  // empty without sampling
-  std::span<const int32_t> drafts;
-  std::span<const double> log_probs;
-};
+bool has(uint8_t observe, msg::Observe bit) { return (observe & static_cast<uint8_t>(bit)) != 0; }
 
-// Cuts the flat arrays of a StepDone into the answers of the planned sequences, in their order.
-class Scheduler::AnswerReader {
+}  // namespace
+
+void require_fitting(const Request& request, int index, const SchedulerLimits& limits) {
+  const auto length = static_cast<int64_t>(request.prompt.size());
+  if (length > limits.max_positions)
+    throw_user_error(
+        "prompt {} has {} tokens, more than the model's max_position_embeddings {}; "
+        "shorten it",
+        index, length, limits.max_positions);
+  const int64_t blocks = limits.most_blocks(length, request.max_new_tokens);
+  if (blocks > limits.blocks_per_dp_rank)
+    throw_user_error(
+        "prompt {} has {} tokens and may get {} more: {} KV blocks of {} positions, a rank has {}; "
+        "shorten it, lower scheduler_config.max_new_tokens, or raise "
+        "scheduler_config.mem_fraction_static or runtime_config.device_memory_gb",
+        index, length, request.max_new_tokens, blocks, limits.block_size,
+        limits.blocks_per_dp_rank);
+}
+
+// Adds the time of a handler to the statistics.
+class Scheduler::OwnTime {
  public:
-  AnswerReader(int rank, const msg::StepDone& done)
-      : rank_(rank),
-        step_(done.step()),
-        counts_(view(done.counts())),
-        tokens_(view(done.tokens())),
-        drafts_(view(done.drafts())),
-        log_probs_(view(done.log_probs())) {}
-
-  Answer next(const Sequence& s, int draft_steps, bool with_log_probs) {
-    const int32_t count = take(counts_, 1)[0];
-    if (s.sample ? count < 1 || count > s.num_drafts + 1 : count != 0) fail();
-    const int log_probs = s.sample ? s.count - 1 : s.count;
-    return {.tokens = take(tokens_, count),
-            .drafts = take(drafts_, s.sample ? draft_steps : 0),
-            .log_probs = take(log_probs_, with_log_probs ? log_probs : 0)};
-  }
-  void expect_end() const {
-    if (!counts_.empty() || !tokens_.empty() || !drafts_.empty() || !log_probs_.empty()) fail();
-  }
+  explicit OwnTime(StepStatistics& statistics) : statistics_(statistics) {}
+  ~OwnTime() { statistics_.scheduler_s += seconds_since(started_); }
+  OwnTime(const OwnTime&) = delete;
+  OwnTime& operator=(const OwnTime&) = delete;
 
  private:
-  template <class T>
-  static std::span<const T> view(const flatbuffers::Vector<T>* values) {
-    return values == nullptr ? std::span<const T>() : std::span(values->data(), values->size());
-  }
-  template <class T>
-  std::span<const T> take(std::span<const T>& values, size_t count) const {
-    if (count > values.size()) fail();
-    const auto taken = values.first(count);
-    values = values.subspan(count);
-    return taken;
-  }
-  [[noreturn]] void fail() const {
-    throw_rank_error("rank {}'s answer to step {} has the wrong shape", rank_, step_);
-  }
-
-  int rank_;
-  uint64_t step_;
-  std::span<const int32_t> counts_, tokens_, drafts_;
-  std::span<const double> log_probs_;
+  StepStatistics& statistics_;
+  steady_clock::time_point started_ = steady_clock::now();
 };
 
 Scheduler::Scheduler(Mailbox& mailbox, const SchedulerLimits& limits, OnTokens on_tokens,
@@ -96,27 +54,31 @@ Scheduler::Scheduler(Mailbox& mailbox, const SchedulerLimits& limits, OnTokens o
       limits_(limits),
       on_tokens_(std::move(on_tokens)),
       on_observed_(std::move(on_observed)),
+      drafts_(limits.num_drafts, limits.auto_drafts),
       asked_(limits.world_size, 0) {
-  for (int d = 0; d < limits_.dp_size(); ++d)
-    dp_ranks_.push_back({BlockPool(limits_.blocks_per_dp_rank), {}, {}, 0});
+  dp_ranks_.reserve(limits_.dp_size());
+  for (int d = 0; d < limits_.dp_size(); ++d) dp_ranks_.emplace_back(limits_);
 }
 
 Scheduler::~Scheduler() = default;
 
-void require_fitting(const Request& request, int index, int64_t max_positions) {
-  const auto length = static_cast<int64_t>(request.prompt.size());
-  if (length > max_positions)
-    throw_user_error(
-        "prompt {} has {} tokens, more than the model's max_position_embeddings {}; "
-        "shorten it",
-        index, length, max_positions);
-}
+// ---- requests -----------------------------------------------------------------------------------
 
 int Scheduler::submit(Request request) {
-  require_fitting(request, num_submitted_, limits_.max_positions);
+  require_fitting(request, num_submitted_, limits_);
+  TROUPE_CHECK(!request.prompt.empty() && request.top_log_probs <= kMaxTopLogProbs);
   auto sequence = std::make_unique<Sequence>();
   sequence->id = num_submitted_++;
   sequence->tokens = request.prompt;
+  // So that no step of a running sequence allocates for them.
+  const auto most = limits_.most_positions(std::ssize(request.prompt), request.max_new_tokens);
+  sequence->tokens.reserve(most);
+  sequence->completion.tokens.reserve(
+      std::min<int64_t>(request.max_new_tokens, limits_.max_positions));
+  sequence->block_table.reserve(limits_.blocks_of(most));
+  sequence->drafts.reserve(limits_.num_drafts);
+  if (request.penalises())
+    for (const int32_t token : request.prompt) sequence->count_token(token, 0);
   sequence->request = std::move(request);
   waiting_.push_back(sequence.get());
   const int id = sequence->id;
@@ -149,100 +111,126 @@ bool Scheduler::finished() const {
 
 const Completion& Scheduler::completion(int id) const { return sequences_.at(id)->completion; }
 
-// A waiting request goes to the rank with the fewest sequences (the lowest of equals); it takes the
-// blocks for its whole life at once, so a running one never lacks any.
-void Scheduler::admit() {
-  while (!waiting_.empty() && num_running_ < limits_.batch_size) {
-    DpRank& least =
-        *std::ranges::min_element(dp_ranks_, {}, [](const DpRank& d) { return d.running.size(); });
-    Sequence& sequence = *waiting_.front();
-    const int64_t wanted =
-        static_cast<int64_t>(sequence.request.prompt.size()) + sequence.request.max_new_tokens;
-    const int64_t positions = std::min(wanted, limits_.max_positions) + limits_.num_drafts + 1;
-    const int64_t blocks = (positions + limits_.block_size - 1) / limits_.block_size;
-    if (!least.pool.extend(sequence.block_table, blocks)) {
-      TROUPE_CHECK(!least.running.empty(), "{} blocks for request {}, {} in the pool", blocks,
-                   sequence.id, least.pool.free_blocks());
-      return;
-    }
-    waiting_.pop_front();
-    least.running.push_back(&sequence);
-    sequence.running = true;
-    ++num_running_;
+SchedulerState Scheduler::state() const {
+  SchedulerState state{.waiting = static_cast<int>(waiting_.size()), .running = num_running_};
+  for (const DpRank& dp_rank : dp_ranks_) {
+    state.blocks_in_use += dp_rank.pool().in_use();
+    state.blocks += dp_rank.pool().num_blocks();
   }
+  return state;
 }
 
-void Scheduler::plan_sequence(Sequence& s, int& prefill_budget) {
-  s.first = s.computed;
-  s.num_drafts = 0;
-  if (s.in_prompt()) {
-    const int64_t left = static_cast<int64_t>(s.request.prompt.size()) - s.computed;
-    s.count = static_cast<int>(std::min<int64_t>(left, prefill_budget));
-    s.sample = s.count == left;
-    prefill_budget -= s.count;
-    decode_step_ = false;
-  } else {
-    s.num_drafts = static_cast<int>(s.drafts.size());
-    s.count = 1 + s.num_drafts;
-    s.sample = true;
+// ---- a step -------------------------------------------------------------------------------------
+
+// The request that waits for longest goes to the rank whose blocks it leaves the least used (the
+// lowest of equals); nobody overtakes it.
+bool Scheduler::admit_first() {
+  Sequence& s = *waiting_.front();
+  DpRank* best = nullptr;
+  int64_t least = 0;
+  for (DpRank& dp_rank : dp_ranks_) {
+    if (!dp_rank.has_seat()) continue;
+    const int64_t load = dp_rank.load_with(s);
+    if (best != nullptr && load >= least) continue;
+    best = &dp_rank;
+    least = load;
   }
+  if (best == nullptr || !best->admit(s)) return false;
+  waiting_.pop_front();
+  ++num_running_;
+  statistics_.admitted_tokens += std::ssize(s.tokens);
+  statistics_.reused_tokens += s.computed;
+  if (s.completion.preemptions == 0) {
+    s.completion.admitted_s = s.age_s();
+    s.completion.reused_tokens = s.computed;
+  }
+  return true;
+}
+
+void Scheduler::admit() {
+  while (!waiting_.empty() && num_running_ < limits_.batch_size)
+    if (!admit_first()) return;
 }
 
 void Scheduler::advance() {
   if (step_under_way()) return;
+  const OwnTime time(statistics_);
+  plan_next();
+}
+
+void Scheduler::plan_next() {
   admit();
   if (num_running_ > 0) plan_step();
+}
+
+void Scheduler::wait_again(Sequence* preempted) {
+  const auto place = std::ranges::lower_bound(waiting_, preempted->id, {}, &Sequence::id);
+  waiting_.insert(place, preempted);
+  --num_running_;
+  ++statistics_.preemptions;
 }
 
 void Scheduler::plan_step() {
   ++step_;
   decode_step_ = true;
+  planned_drafts_ = drafts_.steps();
+  observe_ = 0;
   for (DpRank& dp_rank : dp_ranks_) {
-    int prefill_budget = limits_.max_prefill_tokens;
-    dp_rank.planned.clear();
-    dp_rank.rows = 0;
-    for (Sequence* sequence : dp_rank.running) {
-      if (sequence->in_prompt() && prefill_budget == 0) continue;
-      plan_sequence(*sequence, prefill_budget);
-      dp_rank.planned.push_back(sequence);
-      dp_rank.rows += sequence->count;
-    }
+    dp_rank.plan_step(planned_drafts_);
+    for (Sequence* s : dp_rank.preempted()) wait_again(s);
+    decode_step_ = decode_step_ && !dp_rank.has_prefill();
+    for (const Sequence* s : dp_rank.planned()) observe_ |= s->request.observe;
+    statistics_.peak_blocks = std::max(statistics_.peak_blocks, dp_rank.pool().in_use());
   }
   send_plans();
 }
 
-void Scheduler::send_plans() {
-  int max_rows = 0, max_sequences = 0;
-  for (const DpRank& dp_rank : dp_ranks_) {
-    max_rows = std::max(max_rows, dp_rank.rows);
-    max_sequences = std::max(max_sequences, static_cast<int>(dp_rank.planned.size()));
-  }
-  observe_ = 0;
-  for (const DpRank& dp_rank : dp_ranks_)
-    for (const Sequence* s : dp_rank.planned) observe_ |= s->request.observe;
+flatbuffers::Offset<msg::SequencePlan> Scheduler::sequence_plan(const Sequence& s) {
+  auto& b = builder();
+  const Request& r = s.request;
+  const auto first = s.tokens.begin() + s.first;
+  plan_tokens_.assign(first, first + s.count - s.num_drafts);
+  plan_tokens_.insert(plan_tokens_.end(), s.drafts.begin(), s.drafts.begin() + s.num_drafts);
+  const msg::Sampling sampling(r.temperature, r.top_p, r.top_k, r.choice, r.seed, r.min_p,
+                               r.repetition_penalty, r.presence_penalty, r.frequency_penalty,
+                               r.top_log_probs);
+  const auto tokens = b.CreateVector(plan_tokens_);
+  const auto table = b.CreateVector(s.block_table);
+  flatbuffers::Offset<flatbuffers::Vector<const msg::TokenCount*>> seen;
+  flatbuffers::Offset<flatbuffers::Vector<const msg::TokenBias*>> bias;
+  if (s.sample && !s.seen.empty()) seen = b.CreateVectorOfStructs(s.seen);
+  if (s.sample && !r.logit_bias.empty())
+    bias = b.CreateVectorOfStructs<msg::TokenBias>(
+        r.logit_bias.size(), [&](size_t i, msg::TokenBias* out) {
+          *out = msg::TokenBias(r.logit_bias[i].first, r.logit_bias[i].second);
+        });
+  return msg::CreateSequencePlan(
+      b, static_cast<uint32_t>(s.id), static_cast<int32_t>(s.first), tokens, s.num_drafts, s.sample,
+      s.sample ? -1 : s.tokens[s.first + s.count], table, &sampling, seen, bias);
+}
 
-  step_started_ = std::chrono::steady_clock::now();
+void Scheduler::send_plans() {
+  int max_rows = 0, max_sequences = 0, top_log_probs = -1;
+  for (const DpRank& dp_rank : dp_ranks_) {
+    max_rows = std::max(max_rows, dp_rank.rows());
+    max_sequences = std::max(max_sequences, static_cast<int>(dp_rank.planned().size()));
+    for (const Sequence* s : dp_rank.planned())
+      top_log_probs = std::max(top_log_probs, s->request.top_log_probs);
+  }
+  // Without drafts MTP reads prompts all the same: there may be drafts again before they end.
+  const bool observes_mtp = limits_.run_mtp && limits_.num_drafts == 0;
+  const bool run_mtp =
+      observes_mtp || planned_drafts_ > 0 || (limits_.num_drafts > 0 && !decode_step_);
+  step_started_ = steady_clock::now();
   asked_.assign(limits_.world_size, 1);
   for (int rank = 0; rank < limits_.world_size; ++rank) {
-    auto& b = builder();
-    std::vector<flatbuffers::Offset<msg::SequencePlan>> plans;
-    for (const Sequence* s : dp_ranks_[rank / limits_.attn_tp_size].planned) {
-      std::vector<int32_t> tokens(s->tokens.begin() + s->first,
-                                  s->tokens.begin() + s->first + s->count - s->num_drafts);
-      tokens.insert(tokens.end(), s->drafts.begin(), s->drafts.begin() + s->num_drafts);
-      const int32_t next = s->sample ? -1 : s->tokens[s->first + s->count];
-      const Request& r = s->request;
-      const msg::Sampling sampling(r.temperature, r.top_p, r.top_k, 0, r.seed);
-      const auto token_vector = b.CreateVector(tokens);
-      const auto table = b.CreateVector(s->block_table);
-      plans.push_back(msg::CreateSequencePlan(b, static_cast<uint32_t>(s->id),
-                                              static_cast<int32_t>(s->first), token_vector,
-                                              s->num_drafts, s->sample, next, table, &sampling));
-    }
-    const auto vector = b.CreateVector(plans);
+    plans_.clear();
+    for (const Sequence* s : dp_ranks_[rank / limits_.attn_tp_size].planned())
+      plans_.push_back(sequence_plan(*s));
+    const auto sequences = builder().CreateVector(plans_);
     send({rank, msg::ActorKind::Rank},
-         msg::CreateStepPlan(b, step_, decode_step_, max_rows, max_sequences, limits_.run_mtp,
-                             limits_.num_drafts, observe_, candidates(), vector));
+         msg::CreateStepPlan(builder(), step_, decode_step_, max_rows, max_sequences, run_mtp,
+                             planned_drafts_, observe_, candidates(), sequences, top_log_probs));
   }
 }
 
@@ -251,38 +239,45 @@ void Scheduler::on(const msg::StepDone& done, int from_rank) {
     throw_rank_error("rank {} answered step {} during step {}", from_rank, done.step(), step_);
   if (asked_[from_rank] == 0)
     throw_rank_error("rank {} answered step {} without being asked", from_rank, step_);
+  const OwnTime time(statistics_);
   asked_[from_rank] = 0;
+  const double elapsed = seconds_since(step_started_);
+  const int64_t tokens_before = statistics_.decode_tokens;
   apply(dp_ranks_[from_rank / limits_.attn_tp_size], from_rank, done);
-  if (std::ranges::find(asked_, 1) == asked_.end()) finish_step();
-}
-
-void Scheduler::finish_step() {
-  const double elapsed =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - step_started_).count();
+  step_tokens_ += statistics_.decode_tokens - tokens_before;
+  if (step_under_way()) return;
   (decode_step_ ? statistics_.decode_s : statistics_.prefill_s) += elapsed;
   ++(decode_step_ ? statistics_.decode_steps : statistics_.prefill_steps);
-  erase_ended();
-  advance();
+  finish_step(elapsed);
 }
 
-void Scheduler::erase_ended() {
-  for (DpRank& dp_rank : dp_ranks_)
-    std::erase_if(dp_rank.running, [&](Sequence* s) {
-      if (!s->ended()) return false;
-      dp_rank.pool.release(s->block_table);
-      s->running = false;
-      --num_running_;
-      if (s->released) sequences_.erase(s->id);
-      return true;
-    });
+void Scheduler::finish_step(double elapsed) {
+  int64_t sequences = 0;
+  for (const DpRank& dp_rank : dp_ranks_) sequences += std::ssize(dp_rank.planned());
+  if (decode_step_)
+    drafts_.on_decode_step(static_cast<double>(step_tokens_) / static_cast<double>(sequences),
+                           elapsed);
+  step_tokens_ = 0;
+  remove_ended();
+  plan_next();
 }
+
+void Scheduler::remove_ended() {
+  ended_.clear();
+  for (DpRank& dp_rank : dp_ranks_) dp_rank.remove_ended(ended_);
+  num_running_ -= static_cast<int>(ended_.size());
+  for (const Sequence* s : ended_)
+    if (s->released) sequences_.erase(s->id);
+}
+
+// ---- answers ------------------------------------------------------------------------------------
 
 // A rank's observation section holds its slice of the rows that its attention group computed.
 void Scheduler::show_observed(const DpRank& dp_rank, int rank) {
   const model::Range own =
-      model::piece(dp_rank.rows, rank % limits_.attn_tp_size, limits_.attn_tp_size);
+      model::piece(dp_rank.rows(), rank % limits_.attn_tp_size, limits_.attn_tp_size);
   int64_t row = 0;
-  for (const Sequence* s : dp_rank.planned) {
+  for (const Sequence* s : dp_rank.planned()) {
     const int64_t begin = std::max(own.begin, row), end = std::min(own.end, row + s->count);
     if (s->request.observe != 0 && !s->cancelled() && begin < end)
       on_observed_(s->id, rank, static_cast<int>(begin - own.begin),
@@ -295,9 +290,10 @@ void Scheduler::show_observed(const DpRank& dp_rank, int rank) {
 int Scheduler::candidates() const {
   int most = 1;
   for (const DpRank& dp_rank : dp_ranks_)
-    for (const Sequence* s : dp_rank.planned) {
+    for (const Sequence* s : dp_rank.planned()) {
       const Request& r = s->request;
-      const bool all = r.observe != 0 || (r.temperature > 0 && r.top_k == 0);
+      const bool all = r.observe != 0 || r.top_log_probs >= 0 || r.penalises() ||
+                       !r.logit_bias.empty() || (r.temperature > 0 && r.top_k == 0);
       if (all) return 0;
       if (r.temperature > 0) most = std::max(most, static_cast<int>(r.top_k));
     }
@@ -307,58 +303,80 @@ int Scheduler::candidates() const {
 void Scheduler::apply(DpRank& dp_rank, int rank, const msg::StepDone& done) {
   show_observed(dp_rank, rank);
   if (rank % limits_.attn_tp_size != 0) return;  // its group's first rank has said the same
-  const bool with_log_probs = (observe_ & static_cast<uint8_t>(msg::Observe::LogProbs)) != 0;
+  const bool with_log_probs = has(observe_, msg::Observe::LogProbs);
   AnswerReader reader(rank, done);
-  for (Sequence* s : dp_rank.planned)
-    apply(*s, reader.next(*s, limits_.num_drafts, with_log_probs));
+  for (Sequence* s : dp_rank.planned()) {
+    const SequenceAnswer answer = reader.next(*s, planned_drafts_, with_log_probs);
+    if (s->ended()) continue;  // cancelled during the step
+    apply(*s, answer);
+    dp_rank.publish(*s);
+  }
   reader.expect_end();
 }
 
-void Scheduler::apply(Sequence& s, const Answer& answer) {
-  if (s.ended()) return;  // cancelled during the step
+void Scheduler::apply(Sequence& s, const SequenceAnswer& answer) {
   Completion& completion = s.completion;
   const size_t tokens_before = completion.tokens.size();
-  const auto accepted = static_cast<int64_t>(answer.tokens.size()) - 1;
-  const bool was_prompt = s.in_prompt();
-  if (was_prompt) {
+  const int64_t accepted = std::ssize(answer.tokens) - 1;
+  const bool was_prefill = s.in_prefill();
+  if (was_prefill) {
     statistics_.prefill_tokens += s.count;
-    if ((s.request.observe & static_cast<uint8_t>(msg::Observe::LogProbs)) != 0)
-      completion.log_probs.insert(completion.log_probs.end(), answer.log_probs.begin(),
-                                  answer.log_probs.end());
+    const int64_t last = std::ssize(s.request.prompt) - 1;
+    if (has(s.request.observe, msg::Observe::LogProbs))  // once, also of one that was preempted
+      for (int64_t i = std::ssize(completion.log_probs) - s.first;
+           i < std::ssize(answer.log_probs) && s.first + i < last; ++i)
+        completion.log_probs.push_back(answer.log_probs[i]);
   } else {
-    ++completion.verify_steps;
-    completion.drafted += s.num_drafts;
-    completion.accepted += accepted;
+    count_drafts(s, accepted);
   }
   s.computed = s.first + s.count - s.num_drafts + (s.sample ? accepted : 0);
   s.drafts.assign(answer.drafts.begin(), answer.drafts.end());
-  accept_tokens(s, answer.tokens);
-  if (!was_prompt && decode_step_)
+  accept_tokens(s, answer);
+  if (!was_prefill && decode_step_)
     statistics_.decode_tokens += static_cast<int64_t>(completion.tokens.size() - tokens_before);
 }
 
-void Scheduler::accept_tokens(Sequence& s, std::span<const int32_t> tokens) {
-  if (tokens.empty()) return;
+void Scheduler::count_drafts(Sequence& s, int64_t accepted) {
+  ++s.completion.verify_steps;
+  s.completion.drafted += s.num_drafts;
+  s.completion.accepted += accepted;
+  for (int place = 0; place < s.num_drafts; ++place) {
+    ++statistics_.drafted_at[place];
+    statistics_.accepted_at[place] += place < accepted;
+  }
+}
+
+void Scheduler::accept_tokens(Sequence& s, const SequenceAnswer& answer) {
+  if (answer.tokens.empty()) return;
   Completion& completion = s.completion;
   const size_t first_new = completion.tokens.size();
   if (first_new == 0) completion.first_token_s = s.age_s();
   const auto room = [&] {
-    return static_cast<int64_t>(completion.tokens.size()) < s.request.max_new_tokens &&
-           static_cast<int64_t>(s.tokens.size()) < limits_.max_positions;
+    return std::ssize(completion.tokens) < s.request.max_new_tokens &&
+           std::ssize(s.tokens) < limits_.max_positions;
   };
-  for (const int32_t token : tokens) {
-    if (!room()) break;
-    completion.tokens.push_back(token);
-    s.tokens.push_back(token);
-    if (s.request.stop_ids.contains(token)) {
-      completion.reason = FinishReason::kStop;
-      break;
-    }
-  }
-  if (completion.reason == FinishReason::kNone && !room())
-    completion.reason = FinishReason::kLength;
+  for (size_t i = 0; i < answer.tokens.size() && room() && !s.ended(); ++i)
+    accept_token(s, answer, i);
+  if (!s.ended() && !room()) completion.reason = FinishReason::kLength;
   completion.last_token_s = s.age_s();
   on_tokens_(s.id, std::span(completion.tokens).subspan(first_new), completion.reason);
+}
+
+void Scheduler::accept_token(Sequence& s, const SequenceAnswer& answer, size_t i) {
+  const Request& r = s.request;
+  const int32_t token = answer.tokens[i];
+  s.completion.tokens.push_back(token);
+  s.tokens.push_back(token);
+  if (r.penalises()) s.count_token(token, 1);
+  if (r.top_log_probs >= 0) {
+    const float* log_probs = answer.sampled_log_probs.data() + i * (1 + r.top_log_probs);
+    const int32_t* top = answer.top_tokens.data() + i * r.top_log_probs;
+    TokenLogProbs& out = s.completion.token_log_probs.emplace_back();
+    out.chosen = log_probs[0];
+    for (int k = 0; k < r.top_log_probs; ++k) out.top.emplace_back(top[k], log_probs[1 + k]);
+  }
+  const bool stops = r.stops_after && r.stops_after(token);
+  if (stops || r.stop_ids.contains(token)) s.completion.reason = FinishReason::kStop;
 }
 
 }  // namespace troupe::actors

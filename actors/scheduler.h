@@ -10,70 +10,47 @@
 // sequence yields does not depend on the others, so this decides speed alone.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>
-#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "actors/actor.h"
-#include "actors/block_pool.h"
+#include "actors/dp_rank.h"
+#include "actors/draft_policy.h"
+#include "actors/request.h"
+#include "actors/scheduler_limits.h"
+#include "actors/step_answer.h"
 #include "model/parallel_layout.h"
 
 namespace troupe::actors {
 
-struct Request {
-  std::vector<int32_t> prompt;  // at least one token
-  int max_new_tokens = 0;       // 0: only score the prompt
-  std::set<int32_t> stop_ids;   // generation ends after one of these
-  float temperature = 0;
-  float top_p = 1;
-  int32_t top_k = 0;
-  uint64_t seed = 0;
-  uint8_t observe = 0;  // msg::Observe bits
-};
-
-// UserError when the prompt has more tokens than `max_positions`; `index` names it.
-void require_fitting(const Request& request, int index, int64_t max_positions);
-
-enum class FinishReason { kNone, kStop, kLength, kCancelled };
-
-// What became of a request.
-struct Completion {
-  std::vector<int32_t> tokens;  // without the prompt, with the stop token
-  FinishReason reason = FinishReason::kNone;
-  std::vector<double> log_probs;      // of prompt tokens 1, 2, ... (observe LogProbs)
-  int64_t drafted = 0, accepted = 0;  // over all verification steps
-  int64_t verify_steps = 0;
-  double first_token_s = 0;  // since the request was submitted, as last_token_s
-  double last_token_s = 0;
-};
+// UserError when the request's tokens do not fit max_positions, or the KV blocks of a rank; `index`
+// names it.
+void require_fitting(const Request& request, int index, const SchedulerLimits& limits);
 
 // Sums over the run, for the report.
 struct StepStatistics {
   int64_t prefill_steps = 0, decode_steps = 0;
   int64_t prefill_tokens = 0, decode_tokens = 0;  // prompt tokens read, tokens made in decode steps
   double prefill_s = 0, decode_s = 0;
+  double scheduler_s = 0;  // of the steps' time, spent in the scheduler and its callbacks
+  int64_t preemptions = 0;
+  int64_t admitted_tokens = 0, reused_tokens = 0;  // reused: found in the prefix cache
+  int64_t peak_blocks = 0;                         // in use on one data-parallel rank
+  // By place in the row of drafts: how many were verified there, and accepted.
+  std::array<int64_t, kMaxDrafts> drafted_at{}, accepted_at{};
 };
 
-struct SchedulerLimits {
-  int world_size = 1;
-  int attn_tp_size = 1;          // ranks that run the same sequences
-  int batch_size = 1;            // sequences in flight over all data-parallel ranks
-  int max_prefill_tokens = 512;  // per data-parallel rank and step
-  int num_drafts = 0;            // next_n
-  bool run_mtp = false;          // also without drafts: to observe the MTP logits
-  int64_t max_positions = 0;     // max_position_embeddings
-  int block_size = 128;
-  int64_t blocks_per_dp_rank = 0;
-
-  int dp_size() const { return world_size / attn_tp_size; }
-  int sequences_per_dp_rank() const { return (batch_size + dp_size() - 1) / dp_size(); }
-  int max_rows() const { return max_prefill_tokens + sequences_per_dp_rank() * (1 + num_drafts); }
+// What is going on at this moment.
+struct SchedulerState {
+  int waiting = 0, running = 0;
+  int64_t blocks_in_use = 0, blocks = 0;  // of all data-parallel ranks
 };
 
 class Scheduler final : public Actor {
@@ -82,7 +59,8 @@ class Scheduler final : public Actor {
   using OnTokens = std::function<void(int id, std::span<const int32_t> tokens, FinishReason)>;
   // The rows [first_position, first_position + count) of request `id` have been observed: they
   // are rows [first_row, first_row + count) of rank `rank`'s observation section until this
-  // returns. (The ranks of an attention group show a slice each.)
+  // returns. (The ranks of an attention group show a slice each.) A request that was preempted
+  // shows its rows again, the same.
   using OnObserved =
       std::function<void(int id, int rank, int first_row, int first_position, int count)>;
 
@@ -91,7 +69,7 @@ class Scheduler final : public Actor {
   ~Scheduler() override;
 
   // Requests come and go at any time, also within the callbacks. The id of a new one: 0, 1, 2, ...
-  // UserError when its prompt does not fit max_positions.
+  // UserError when its prompt does not fit max_positions, or its tokens the KV blocks of a rank.
   int submit(Request request);
   // Ends a request, unless it has ended: nothing of it is said after FinishReason::kCancelled.
   void cancel(int id);
@@ -104,41 +82,52 @@ class Scheduler final : public Actor {
 
   const Completion& completion(int id) const;
   const StepStatistics& statistics() const { return statistics_; }
+  SchedulerState state() const;
+  int draft_steps() const { return drafts_.steps(); }  // of the next step
 
  private:
-  struct Sequence;
-  struct DpRank;
-  struct Answer;
-  class AnswerReader;
+  class OwnTime;
   void on(const msg::StepDone& done, int from_rank) override;
 
   void admit();
+  bool admit_first();
+  void plan_next();
   void plan_step();
-  void plan_sequence(Sequence& sequence, int& prefill_budget);
   void send_plans();
-  void finish_step();
+  flatbuffers::Offset<msg::SequencePlan> sequence_plan(const Sequence& s);
+  void finish_step(double elapsed);
+  void remove_ended();
+  void wait_again(Sequence* preempted);
+  bool step_under_way() const;
   void show_observed(const DpRank& dp_rank, int rank);
   int candidates() const;
   void apply(DpRank& dp_rank, int rank, const msg::StepDone& done);
-  void apply(Sequence& sequence, const Answer& answer);
-  void accept_tokens(Sequence& sequence, std::span<const int32_t> tokens);
-  void erase_ended();
-  bool step_under_way() const;
+  void apply(Sequence& s, const SequenceAnswer& answer);
+  void count_drafts(Sequence& s, int64_t accepted);
+  void accept_tokens(Sequence& s, const SequenceAnswer& answer);
+  void accept_token(Sequence& s, const SequenceAnswer& answer, size_t i);
 
   SchedulerLimits limits_;
   OnTokens on_tokens_;
   OnObserved on_observed_;
   std::unordered_map<int, std::unique_ptr<Sequence>> sequences_;  // until they are released
-  std::deque<Sequence*> waiting_;
+  std::deque<Sequence*> waiting_;                                 // by id
   std::vector<DpRank> dp_ranks_;
+  DraftPolicy drafts_;
   int num_submitted_ = 0;
   int num_running_ = 0;
   uint64_t step_ = 0;
   bool decode_step_ = false;
+  int planned_drafts_ = 0;      // draft steps of this step
+  int64_t step_tokens_ = 0;     // made in this decode step
   uint8_t observe_ = 0;         // what any sequence of this step wants to see
   std::vector<uint8_t> asked_;  // [world size]: 1 until the rank has answered this step
   std::chrono::steady_clock::time_point step_started_;
   StepStatistics statistics_;
+  // Scratch of a step.
+  std::vector<flatbuffers::Offset<msg::SequencePlan>> plans_;
+  std::vector<int32_t> plan_tokens_;
+  std::vector<Sequence*> ended_;
 };
 
 }  // namespace troupe::actors

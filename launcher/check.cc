@@ -89,7 +89,7 @@ class Report {
     line("         {}, {}, next_n {}",
          config_.model.dtype == ComputeType::kFloat32 ? "float32" : "bfloat16",
          config_.model.with_ckpt ? "weights of the checkpoint" : "random weights",
-         config_.model.next_n);
+         config_.model.next_n == Config::kAuto ? "auto" : std::to_string(config_.model.next_n));
     if (!memory_.weights_remark.empty()) line("         {}", memory_.weights_remark);
   }
 
@@ -134,7 +134,8 @@ class Report {
     line("         windows: up to {} a rank (comm_buffer_mb), touched when used",
          bytes_text(memory_.ranks.front().windows));
     line("         KV cache: for batch_size / DP = {} in flight a rank, each with {} positions, in",
-         limits_.sequences_per_dp_rank(), assumed_.load.longest_sequence + limits_.num_drafts + 1);
+         limits_.sequences_per_dp_rank(),
+         limits_.most_positions(assumed_.load.longest_sequence, 0));
     line("         blocks of {}: a prompt of {} ({}) and max_new_tokens",
          config_.scheduler.block_size, assumed_.load.longest_prompt, assumed_.prompt_source);
     line("         in all {}; this machine has {}, of which {} for ranks: {}",

@@ -98,12 +98,10 @@ std::optional<Value> parse_value(const Key& key, const YamlNode& node) {
   using Type = Key::Type;
   if (node.kind != YamlNode::Kind::kScalar) return std::nullopt;
   if (key.type == Type::kText) return node.text;
-  if (key.type == Type::kChoice) {
-    const auto found = std::find_if(key.choices.begin(), key.choices.end(),
-                                    [&](const Choice& c) { return c.name == node.text; });
-    if (found == key.choices.end()) return std::nullopt;
-    return int64_t{found->value};
-  }
+  const auto choice = std::find_if(key.choices.begin(), key.choices.end(),
+                                   [&](const Choice& c) { return c.name == node.text; });
+  if (choice != key.choices.end()) return int64_t{choice->value};
+  if (key.type == Type::kChoice) return std::nullopt;
   if (node.quoted) return std::nullopt;
   if (key.type == Type::kFlag) {
     bool value = false;

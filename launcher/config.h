@@ -19,12 +19,13 @@ enum class MoePayload { kAuto, kInt8 };  // kAuto: rows in the dtype
 
 // Sections and keys as in docs/configuration.md (those of cann-recipes-infer, and runtime_config).
 struct Config {
+  static constexpr int kAuto = -1;
   struct Model {
     std::string model_name;
     std::filesystem::path model_path;  // relative paths: to the current directory
     ComputeType dtype = ComputeType::kBfloat16;
     bool with_ckpt = true;
-    int next_n = 0;  // 0..3 drafts per step
+    int next_n = 0;  // 0..4 drafts per step, or kAuto
     ExeMode exe_mode = ExeMode::kEager;
     bool force_eplb = false;
     bool enable_profiler = false;

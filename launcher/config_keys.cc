@@ -6,6 +6,8 @@
 #include <numeric>
 #include <utility>
 
+#include "actors/scheduler_limits.h"
+
 namespace troupe::launcher {
 namespace {
 
@@ -50,6 +52,12 @@ Key integer(std::string_view section, std::string_view name, int64_t min, int64_
   Key key{.section = section, .name = name, .type = Key::Type::kInteger, .field = field};
   key.min = min;
   key.max = max;
+  return key;
+}
+
+// The word "auto" too, kept as `value`.
+Key or_auto(Key key, int value) {
+  key.choices = {{"auto", value}};
   return key;
 }
 
@@ -106,7 +114,8 @@ std::vector<Key> model_keys() {
              {is("bfloat16", ComputeType::kBfloat16), is("float32", ComputeType::kFloat32)},
              in_model<&M::dtype>),
       flag(kModel, "with_ckpt", in_model<&M::with_ckpt>),
-      integer(kModel, "next_n", 0, 3, in_model<&M::next_n>),
+      or_auto(integer(kModel, "next_n", 0, actors::kMaxDrafts, in_model<&M::next_n>),
+              Config::kAuto),
       runs_only({"eager"},
                 choice(kModel, "exe_mode",
                        {is("eager", ExeMode::kEager), is("graph", ExeMode::kGraph),
@@ -268,14 +277,14 @@ struct ValueText {
   std::string operator()(const std::filesystem::path* value) const { return value->string(); }
   template <class T>
   std::string operator()(const T* value) const {
-    if constexpr (std::is_enum_v<T>) {
-      const int chosen = static_cast<int>(*value);
-      const auto found = std::find_if(key.choices.begin(), key.choices.end(),
-                                      [=](const Choice& c) { return c.value == chosen; });
-      return found == key.choices.end() ? "" : std::string(found->name);
-    } else {
+    const auto found = std::find_if(key.choices.begin(), key.choices.end(), [=](const Choice& c) {
+      return static_cast<T>(c.value) == *value;
+    });
+    if (found != key.choices.end()) return std::string(found->name);
+    if constexpr (std::is_enum_v<T>)
+      return "";
+    else
       return fmt::format("{}", *value);
-    }
   }
 };
 
@@ -289,7 +298,9 @@ std::string Key::expected() const {
       return "True or False";
     case Type::kInteger:
       return min == max ? fmt::format("the integer {}", min)
-                        : fmt::format("an integer from {} to {}", min, max);
+                        : fmt::format("an integer from {} to {}{}{}", min, max,
+                                      choices.empty() ? "" : ", or ",
+                                      choices.empty() ? "" : choices.front().name);
     case Type::kNumber:
       return fmt::format("a number from {} to {}", number_min, number_max);
     case Type::kText:

@@ -32,7 +32,7 @@ struct Key {
   Type type = Type::kFlag;
   int64_t min = 0, max = 0;               // kInteger
   double number_min = 0, number_max = 0;  // kNumber
-  std::vector<Choice> choices = {};       // kChoice
+  std::vector<Choice> choices = {};       // kChoice; kInteger: words for a value
   Field (*field)(Config&) = nullptr;
   int64_t (*derived)(const Config&) = nullptr;  // the one value that agrees with the other keys
   bool divides_world = false;                   // parallel sizes

@@ -1,13 +1,17 @@
 #include "launcher/launch.h"
 
+#include "launcher/rank_memory.h"
+
 namespace troupe::launcher {
 
 LaunchResult run_launch(const Config& config, const model::ModelConfig& model,
                         std::vector<actors::Request> requests, uint8_t observe,
                         SessionCallbacks callbacks) {
+  const Load load = load_of(requests, model);
+  const auto limits = serving_limits(config, model, load, observe);
   for (size_t i = 0; i < requests.size(); ++i)
-    actors::require_fitting(requests[i], static_cast<int>(i), model.max_position_embeddings);
-  Session session(config, model, load_of(requests, model), observe, std::move(callbacks));
+    actors::require_fitting(requests[i], static_cast<int>(i), limits);
+  Session session(config, model, load, observe, std::move(callbacks));
   const size_t num_requests = requests.size();
   for (actors::Request& request : requests) session.submit(std::move(request));
   session.run_until([&] { return session.idle(); });
@@ -15,6 +19,8 @@ LaunchResult run_launch(const Config& config, const model::ModelConfig& model,
   LaunchResult result{.completions = {},
                       .statistics = session.statistics(),
                       .ranks = session.shut_down(),
+                      .draft_steps = session.draft_steps(),
+                      .kv_blocks = limits.blocks_per_dp_rank,
                       .load_s = session.load_s()};
   for (size_t i = 0; i < num_requests; ++i)
     result.completions.push_back(session.completion(static_cast<int>(i)));

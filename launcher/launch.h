@@ -15,7 +15,9 @@ struct LaunchResult {
   std::vector<actors::Completion> completions;  // in the order of the requests
   actors::StepStatistics statistics;
   std::vector<RankFigures> ranks;
-  double load_s = 0;  // from the spawn to the last rank's Ready
+  int draft_steps = 0;    // at the end: what `next_n: auto` has come to
+  int64_t kv_blocks = 0;  // of a data-parallel rank
+  double load_s = 0;      // from the spawn to the last rank's Ready
 };
 
 // Runs `requests`, whose ids are their places, in a session of its own. `observe` is the union of

@@ -36,13 +36,14 @@ actors::SchedulerLimits scheduler_limits(const Config& config, const model::Mode
                              : kDefaultPrefillTokens;
   limits.max_prefill_tokens =
       static_cast<int>(std::min(wished, load.longest_prompt * limits.sequences_per_dp_rank()));
-  limits.num_drafts = config.model.next_n;
-  limits.run_mtp = config.model.next_n > 0 || observes_mtp;
+  limits.auto_drafts = config.model.next_n == Config::kAuto && model.num_nextn_predict_layers > 0;
+  limits.num_drafts = limits.auto_drafts ? actors::kMaxDrafts : std::max(0, config.model.next_n);
+  limits.run_mtp = limits.num_drafts > 0 || observes_mtp;
   limits.max_positions = model.max_position_embeddings;
   limits.block_size = config.scheduler.block_size;
-  const int64_t positions = load.longest_sequence + limits.num_drafts + 1;
+  limits.reserved_decode_tokens = config.scheduler.num_reserved_decode_tokens;
   limits.blocks_per_dp_rank =
-      (positions + limits.block_size - 1) / limits.block_size * limits.sequences_per_dp_rank();
+      limits.most_blocks(load.longest_sequence, 0) * limits.sequences_per_dp_rank();
   return limits;
 }
 

@@ -22,8 +22,9 @@ struct Load {
 };
 Load load_of(const std::vector<actors::Request>& requests, const model::ModelConfig& model);
 
-// Sizes the step and the KV pools for this load: no request can ever lack a block. `observe`: bits
-// of msg::Observe. Throws UserError when drafts are wanted of a model without an MTP layer.
+// Sizes the step and the KV pools for this load: no running request can ever lack a block (see
+// serving_limits() for the pools that ranks get). `observe`: bits of msg::Observe. Throws UserError
+// when drafts are wanted of a model without an MTP layer.
 actors::SchedulerLimits scheduler_limits(const Config& config, const model::ModelConfig& model,
                                          const Load& load, uint8_t observe);
 

@@ -160,6 +160,29 @@ LaunchMemory launch_memory(const Config& config, const model::ModelConfig& model
   return memory;
 }
 
+actors::SchedulerLimits serving_limits(const Config& config, const model::ModelConfig& model,
+                                       const Load& load, uint8_t observe) {
+  actors::SchedulerLimits limits = scheduler_limits(config, model, load, observe);
+  const int64_t wished = 2 * limits.blocks_per_dp_rank;
+  limits.blocks_per_dp_rank = 1;
+  const model::ParallelLayout layout(config.parallel, model);
+  const LaunchMemory memory = launch_memory(config, model, layout, limits);
+  // Ranks that share a machine share what they all hold alike.
+  const bool own_device = config.runtime.device_memory_gb > 0;
+  const double device = own_device ? config.runtime.device_memory_gb * (1 << 30)
+                                   : static_cast<double>(machine_bytes()) / limits.world_size;
+  const auto shared = static_cast<double>(memory.shared_weights);
+  limits.blocks_per_dp_rank = wished;
+  for (const RankMemory& rank : memory.ranks) {
+    const double left = device * config.scheduler.mem_fraction_static -
+                        (own_device ? shared : shared / limits.world_size) -
+                        static_cast<double>(rank.total() - rank.kv_cache);
+    const auto blocks = static_cast<int64_t>(left / static_cast<double>(rank.kv_cache));
+    limits.blocks_per_dp_rank = std::clamp<int64_t>(blocks, 0, limits.blocks_per_dp_rank);
+  }
+  return limits;
+}
+
 model::Range kv_heads(const model::ModelConfig& model, const model::ParallelLayout& layout,
                       int world_rank) {
   if (model.num_key_value_heads == 0) return {};

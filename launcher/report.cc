@@ -18,6 +18,15 @@ double ratio(double numerator, double denominator) {
   return denominator > 0 ? numerator / denominator : 0;
 }
 
+// By place in the row of drafts, as far as any was made.
+std::vector<double> accept_rate_at(const actors::StepStatistics& s) {
+  std::vector<double> rates;
+  for (size_t i = 0; i < s.drafted_at.size() && s.drafted_at[i] > 0; ++i)
+    rates.push_back(
+        ratio(static_cast<double>(s.accepted_at[i]), static_cast<double>(s.drafted_at[i])));
+  return rates;
+}
+
 }  // namespace
 
 RunMetrics run_metrics(const LaunchResult& result) {
@@ -49,6 +58,8 @@ RunMetrics run_metrics(const LaunchResult& result) {
   m.avg_accept_length = forwards > 0 ? ratio(as_double(accepted), as_double(forwards)) + 1 : 0;
   m.avg_equivalent_time_ms =
       1000 * ratio(ratio(s.decode_s, as_double(s.decode_steps)), m.avg_accept_length);
+  m.prefix_hit_rate = ratio(as_double(s.reused_tokens), as_double(s.admitted_tokens));
+  m.scheduler_share = ratio(s.scheduler_s, s.prefill_s + s.decode_s);
   return m;
 }
 
@@ -70,6 +81,13 @@ nlohmann::json metrics_json(int world_size, const LaunchResult& result) {
           {"avg_accept_rate", m.avg_accept_rate},
           {"avg_accept_length", m.avg_accept_length},
           {"avg_equivalent_time_ms", m.avg_equivalent_time_ms},
+          {"accept_rate_at", accept_rate_at(result.statistics)},
+          {"draft_steps", result.draft_steps},
+          {"prefix_hit_rate", m.prefix_hit_rate},
+          {"preemptions", result.statistics.preemptions},
+          {"peak_kv_blocks", result.statistics.peak_blocks},
+          {"kv_blocks", result.kv_blocks},
+          {"scheduler_share", m.scheduler_share},
           {"load_s", result.load_s},
           {"ranks", std::move(ranks)}};
 }

@@ -20,6 +20,8 @@ struct RunMetrics {
   double avg_accept_rate = 0;         // accepted / drafted
   double avg_accept_length = 0;       // accepted / verification forwards + 1
   double avg_equivalent_time_ms = 0;  // mean decode step / avg_accept_length
+  double prefix_hit_rate = 0;         // tokens of admitted sequences found in the prefix cache
+  double scheduler_share = 0;         // the scheduler's own time over that of the steps
 };
 RunMetrics run_metrics(const LaunchResult& result);
 

@@ -1,10 +1,12 @@
 #include "launcher/session.h"
 
+#include "launcher/rank_memory.h"
+
 namespace troupe::launcher {
 
 Session::Session(const Config& config, const model::ModelConfig& model, const Load& load,
                  uint8_t observe, SessionCallbacks callbacks)
-    : limits_(scheduler_limits(config, model, load, observe)),
+    : limits_(serving_limits(config, model, load, observe)),
       callbacks_(std::move(callbacks)),
       mailbox_(actors::kLauncherRank,
                [this](int rank, std::span<const std::byte> bytes) { world_->send(rank, bytes); }),

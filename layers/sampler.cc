@@ -33,6 +33,13 @@ struct Worse {
   bool operator()(int32_t a, int32_t b) const { return better(b, a); }
 };
 
+// log of the sum of exp(logit - best).
+double log_sum(std::span<const float> logits, double best) {
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(logit - best);
+  return std::log(sum);
+}
+
 uint32_t high(uint64_t x) { return static_cast<uint32_t>(x >> 32); }
 uint32_t low(uint64_t x) { return static_cast<uint32_t>(x); }
 
@@ -61,6 +68,8 @@ class RankedTokens {
     rank_up_to(rank);
     return order_[order_.size() - 1 - rank];
   }
+  // Of one candidate, in units of the best one's.
+  double weight_of(size_t rank) { return weight(token(rank)); }
   // Weight of the candidates 0 .. rank.
   double cumulative(size_t rank) {
     rank_up_to(rank);
@@ -120,9 +129,32 @@ double log_probability(std::span<const float> logits, int32_t token) {
   TROUPE_CHECK(token >= 0 && static_cast<size_t>(token) < logits.size(), "token {} of {}", token,
                logits.size());
   const double best = logits[argmax(logits)];
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(logit - best);
-  return logits[token] - best - std::log(sum);
+  return logits[token] - best - log_sum(logits, best);
+}
+
+void top_log_probabilities(std::span<const float> logits, std::span<int32_t> tokens,
+                           std::span<float> log_probs) {
+  TROUPE_CHECK(tokens.size() <= logits.size() && log_probs.size() == tokens.size());
+  if (tokens.empty()) return;
+  const Better better{logits};
+  size_t found = 0;
+  for (int32_t token = 0; token < static_cast<int32_t>(logits.size()); ++token) {
+    if (found == tokens.size() && !better(token, tokens.back())) continue;
+    size_t place = found < tokens.size() ? found++ : found - 1;
+    for (; place > 0 && better(token, tokens[place - 1]); --place)
+      tokens[place] = tokens[place - 1];
+    tokens[place] = token;
+  }
+  const double best = logits[tokens[0]];
+  const double sum = log_sum(logits, best);
+  for (size_t i = 0; i < tokens.size(); ++i)
+    log_probs[i] = static_cast<float>(logits[tokens[i]] - best - sum);
+}
+
+float penalised(float logit, const Penalties& penalties, int count) {
+  logit = logit > 0 ? logit / penalties.repetition : logit * penalties.repetition;
+  if (count > 0) logit -= penalties.presence + penalties.frequency * static_cast<float>(count);
+  return logit;
 }
 
 std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
@@ -159,6 +191,12 @@ int32_t Sampler::sample(std::span<const float> logits, const SamplingParams& par
   if (params.top_p < 1) {
     length = 1;
     while (length < ranked.size() && ranked.cumulative(length - 1) < params.top_p * mass) ++length;
+    mass = ranked.cumulative(length - 1);
+  }
+  if (params.min_p > 0) {
+    size_t likely = 1;
+    while (likely < length && ranked.weight_of(likely) >= params.min_p) ++likely;
+    length = likely;
     mass = ranked.cumulative(length - 1);
   }
 

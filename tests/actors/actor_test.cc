@@ -252,7 +252,7 @@ TEST_F(MailboxTest, NothingIsAllocatedAfterTheFirstStep) {
 
 std::vector<std::byte> step_plan_bytes() {
   FlatBufferBuilder b;
-  const msg::Sampling sampling(0.5f, 0.9f, 40, 0, 1234);
+  const msg::Sampling sampling(0.5f, 0.9f, 40, 0, 1234, 0, 1, 0, 0, -1);
   std::vector<flatbuffers::Offset<msg::SequencePlan>> sequences;
   const std::vector<int32_t> tokens = {5, 6, 7}, table = {0, 9};
   sequences.push_back(

@@ -60,8 +60,7 @@ SchedulerLimits scheduler_limits(const LaunchOptions& options, const std::vector
   int64_t longest = 0;
   for (const Request& r : requests)
     longest = std::max(longest, static_cast<int64_t>(r.prompt.size()) + r.max_new_tokens);
-  limits.blocks_per_dp_rank = ((longest + options.num_drafts + 1 + kBlockSize - 1) / kBlockSize) *
-                              limits.sequences_per_dp_rank();
+  limits.blocks_per_dp_rank = limits.most_blocks(longest, 0) * limits.sequences_per_dp_rank();
   return limits;
 }
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
 #include <random>
 #include <set>
 
@@ -50,7 +51,13 @@ class RandomWorld {
         limits_(random_limits()),
         requests_(random_requests()),
         followed_(requests_.size()),
-        world_(with_pools(limits_, requests_), requests_) {}
+        world_(limits_ = with_pools(limits_, requests_, below(4)), requests_) {
+    for (size_t i = 0; i < requests_.size(); ++i)
+      followed_[i].known = std::ssize(requests_[i].prompt);
+  }
+
+  int64_t preemptions() const { return preemptions_; }
+  int64_t reused_tokens() const { return reused_tokens_; }
 
   // Returns the number of steps.
   int run() {
@@ -76,7 +83,9 @@ class RandomWorld {
     int dp_rank = -1;  // not yet seen
     bool finished = false;
     int64_t computed = 0;
+    int64_t known = 0, prefill_end = 0;  // tokens; those known when it began, or began again
     Ints block_table, drafts;
+    int restarts = 0;
     int64_t num_drafted = 0, num_accepted = 0, verify_steps = 0;
   };
 
@@ -88,10 +97,11 @@ class RandomWorld {
     limits.world_size = limits.attn_tp_size * (1 + below(4));
     limits.batch_size = 1 + below(8);
     limits.max_prefill_tokens = 1 + below(20);
-    limits.num_drafts = below(4);
+    limits.num_drafts = below(5);
     limits.run_mtp = limits.num_drafts > 0;
     limits.max_positions = 20 + below(40);
     limits.block_size = 1 + below(9);
+    limits.reserved_decode_tokens = below(20);
     return limits;
   }
 
@@ -108,14 +118,13 @@ class RandomWorld {
     return requests;
   }
 
-  // No more blocks than the sequences in flight need: one that is lost stops the run.
-  static SchedulerLimits with_pools(SchedulerLimits limits, const std::vector<Request>& requests) {
-    int64_t longest = 0;
+  // Hardly more blocks than one sequence needs: most are stopped now and then.
+  static SchedulerLimits with_pools(SchedulerLimits limits, const std::vector<Request>& requests,
+                                    int64_t more) {
     for (const Request& r : requests)
-      longest = std::max(longest, static_cast<int64_t>(r.prompt.size()) + r.max_new_tokens);
-    const int64_t positions = std::min(longest, limits.max_positions) + limits.num_drafts + 1;
-    limits.blocks_per_dp_rank =
-        (positions + limits.block_size - 1) / limits.block_size * limits.sequences_per_dp_rank();
+      limits.blocks_per_dp_rank =
+          std::max(limits.blocks_per_dp_rank,
+                   limits.most_blocks(std::ssize(r.prompt), r.max_new_tokens) + more);
     return limits;
   }
 
@@ -131,7 +140,7 @@ class RandomWorld {
       max_sequences = std::max(max_sequences, static_cast<int64_t>(plan.sequences.size()));
       for (const auto& s : plan.sequences) {
         planned.insert(static_cast<int>(s->sequence));
-        decode &= s->first_position >= std::ssize(requests_[s->sequence].prompt);
+        decode &= s->first_position >= followed_[s->sequence].prefill_end;
       }
     }
     check_headers(max_rows, max_sequences, decode);
@@ -156,9 +165,10 @@ class RandomWorld {
     int running = 0;
     for (size_t i = 0; i < followed_.size(); ++i) {
       const Followed& f = followed_[i];
-      if (f.dp_rank < 0 || f.finished) continue;
+      const bool waits = f.restarts < world_.completion(static_cast<int>(i)).preemptions;
+      if (f.dp_rank < 0 || f.finished || waits) continue;
       ++running;
-      if (f.computed >= std::ssize(requests_[i].prompt)) {
+      if (f.computed >= f.prefill_end) {
         EXPECT_TRUE(planned.contains(static_cast<int>(i))) << "request " << i << " was left out";
       }
     }
@@ -170,18 +180,20 @@ class RandomWorld {
     const msg::StepPlanT& plan = world_.plan(rank);
     EXPECT_LE(std::ssize(plan.sequences), limits_.sequences_per_dp_rank());
     int64_t rows = 0, prompt_rows = 0;
-    std::set<int32_t> blocks;
+    std::map<int32_t, std::pair<int, size_t>> blocks;  // a sequence that has it, and where
     for (const auto& s : plan.sequences) {
       check_sequence(*s, rank / limits_.attn_tp_size);
       EXPECT_EQ(plan.observe & requests_[s->sequence].observe, requests_[s->sequence].observe);
-      for (const int32_t block : s->block_table)
-        EXPECT_TRUE(blocks.insert(block).second) << "block " << block << " is in two tables";
+      for (size_t i = 0; i < s->block_table.size(); ++i) {
+        const auto [other, is_new] = blocks.try_emplace(s->block_table[i], s->sequence, i);
+        if (!is_new) check_shared(*s, i, other->second);
+      }
       rows += std::ssize(s->tokens);
-      if (s->first_position < std::ssize(requests_[s->sequence].prompt))
+      if (s->first_position < followed_[s->sequence].prefill_end)
         prompt_rows += std::ssize(s->tokens);
     }
-    const int64_t num_blocks = with_pools(limits_, requests_).blocks_per_dp_rank;
-    EXPECT_TRUE(blocks.empty() || (*blocks.begin() >= 0 && *blocks.rbegin() < num_blocks));
+    EXPECT_TRUE(blocks.empty() || (blocks.begin()->first >= 0 &&
+                                   blocks.rbegin()->first < limits_.blocks_per_dp_rank));
     EXPECT_LE(prompt_rows, limits_.max_prefill_tokens);
     EXPECT_LE(rows, limits_.max_rows());
     return rows;
@@ -190,14 +202,15 @@ class RandomWorld {
   void check_sequence(const msg::SequencePlanT& s, int dp_rank) {
     Followed& f = followed_[s.sequence];
     const auto request = static_cast<int>(s.sequence);
-    const auto prompt = std::ssize(requests_[request].prompt);
-    if (f.dp_rank < 0) {
-      f.dp_rank = dp_rank;
-      f.block_table = s.block_table;
-    }
+    const int preemptions = world_.completion(request).preemptions;
+    if (f.dp_rank < 0 || f.restarts < preemptions) begin(f, s, dp_rank, preemptions);
     EXPECT_FALSE(f.finished);
     EXPECT_EQ(f.dp_rank, dp_rank) << "moved to another rank";
-    EXPECT_EQ(f.block_table, s.block_table) << "moved to other blocks";
+    ASSERT_GE(s.block_table.size(), f.block_table.size());
+    EXPECT_TRUE(
+        std::ranges::equal(f.block_table, std::span(s.block_table).first(f.block_table.size())))
+        << "moved to other blocks";
+    f.block_table = s.block_table;
     EXPECT_EQ(s.first_position, f.computed);
 
     const auto known = std::ssize(s.tokens) - s.num_drafts;
@@ -206,14 +219,39 @@ class RandomWorld {
       EXPECT_EQ(s.tokens[i], true_token(request, s.first_position + i));
     EXPECT_EQ(Ints(s.tokens.begin() + known, s.tokens.end()), f.drafts);
     const int64_t end = s.first_position + known;
-    EXPECT_EQ(s.sample, end >= prompt);
+    EXPECT_EQ(s.sample, end >= f.known);
     EXPECT_TRUE(s.sample || s.next_token == true_token(request, end));
-    EXPECT_TRUE(s.first_position < prompt || known == 1);
+    EXPECT_TRUE(s.first_position < f.prefill_end || known == 1);
 
     // The step writes rows for its tokens, and MTP rows up to the last draft it makes.
     const int64_t last_slot = s.first_position + std::ssize(s.tokens) - 1 +
                               (s.sample ? std::max(0, limits_.num_drafts - 1) : 0);
     EXPECT_LT(last_slot / limits_.block_size, std::ssize(s.block_table));
+  }
+
+  // It starts, or starts again, perhaps with whole blocks that hold its first tokens.
+  void begin(Followed& f, const msg::SequencePlanT& s, int dp_rank, int preemptions) {
+    EXPECT_EQ(s.first_position % limits_.block_size, 0);
+    EXPECT_LT(s.first_position, f.known);
+    EXPECT_TRUE(s.first_position == 0 || requests_[s.sequence].observe == 0);
+    f.dp_rank = dp_rank;
+    f.restarts = preemptions;
+    f.computed = s.first_position;
+    f.prefill_end = f.known;
+    f.block_table = s.block_table;
+    f.drafts.clear();
+  }
+
+  // A block in two tables holds the same tokens (with MTP, the same token after them), and nobody
+  // writes to it.
+  void check_shared(const msg::SequencePlanT& s, size_t i, std::pair<int, size_t> other) {
+    EXPECT_EQ(i, other.second);
+    const int64_t end = static_cast<int64_t>(i + 1) * limits_.block_size;
+    const int a = static_cast<int>(s.sequence), b = other.first;
+    for (int64_t p = 0; p < end + (limits_.run_mtp ? 1 : 0); ++p)
+      EXPECT_EQ(true_token(a, p), true_token(b, p)) << "position " << p;
+    EXPECT_GE(followed_[a].computed, end);
+    EXPECT_GE(followed_[b].computed, end);
   }
 
   // ---- answers ----
@@ -249,7 +287,8 @@ class RandomWorld {
     for (int i = 0; i <= accepted; ++i) done.tokens.push_back(true_token(request, first_new + i));
     done.counts.back() = accepted + 1;
     f.computed = first_new + accepted;
-    if (s.first_position >= std::ssize(requests_[request].prompt)) ++f.verify_steps;
+    f.known = f.computed + 1;
+    if (s.first_position >= f.prefill_end) ++f.verify_steps;
     f.num_drafted += s.num_drafts;
     f.num_accepted += accepted;
 
@@ -274,7 +313,10 @@ class RandomWorld {
       EXPECT_EQ(c.drafted, followed_[i].num_drafted) << "request " << i;
       EXPECT_EQ(c.accepted, followed_[i].num_accepted) << "request " << i;
       EXPECT_EQ(c.verify_steps, followed_[i].verify_steps) << "request " << i;
+      preemptions_ += c.preemptions;
     }
+    EXPECT_EQ(world_.scheduler().state().blocks_in_use, 0);
+    reused_tokens_ += world_.scheduler().statistics().reused_tokens;
   }
 
   std::mt19937 random_;
@@ -282,15 +324,22 @@ class RandomWorld {
   std::vector<Request> requests_;
   std::vector<Followed> followed_;
   FakeRanks world_;
+  int64_t preemptions_ = 0, reused_tokens_ = 0;
 };
 
 TEST(SchedulerProperty, EveryRequestYieldsWhatItYieldsAloneWhateverTheWorld) {
   int steps = 0;
+  int64_t preemptions = 0, reused_tokens = 0;
   for (uint32_t seed = 0; seed < 300 && !HasFailure(); ++seed) {
     SCOPED_TRACE(fmt::format("seed {}", seed));
-    steps += RandomWorld(seed).run();
+    RandomWorld world(seed);
+    steps += world.run();
+    preemptions += world.preemptions();
+    reused_tokens += world.reused_tokens();
   }
   EXPECT_GT(steps, 10'000);
+  EXPECT_GT(preemptions, 100);
+  EXPECT_GT(reused_tokens, 100);
 }
 
 }  // namespace

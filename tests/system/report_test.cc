@@ -139,8 +139,11 @@ TEST(Report, HasTimesOfTheRunAndFiguresOfEveryRank) {
   EXPECT_EQ(metrics.at("world_size"), 4);
   EXPECT_EQ((std::set<std::string>{"scalar", "avx2", "avx512"}.count(metrics.at("isa"))), 1);
   for (const char* time : {"ttft_ms", "tpot_ms", "prefill_tokens_per_s", "decode_tokens_per_s",
-                           "avg_equivalent_time_ms", "load_s"})
+                           "avg_equivalent_time_ms", "kv_blocks", "scheduler_share", "load_s"})
     EXPECT_GT(metrics.at(time).get<double>(), 0) << time;
+  EXPECT_LT(metrics.at("scheduler_share").get<double>(), 1);
+  EXPECT_EQ(metrics.at("preemptions"), 0);
+  EXPECT_EQ(metrics.at("prefix_hit_rate"), 0);  // prompts are shorter than a block
   ASSERT_EQ(metrics.at("ranks").size(), 4);
   for (int rank = 0; rank < 4; ++rank) {
     const json& figures = metrics.at("ranks")[rank];

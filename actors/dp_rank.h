@@ -1,0 +1,63 @@
+// actors/dp_rank.h: one data-parallel rank as the scheduler sees it: which sequences run there,
+// which KV blocks they have, and what each does in the next step.
+//
+// Sequences take blocks as they grow. When the pool has none left, the sequence that is cheapest to
+// compute again (fewest tokens so far) loses its own and waits once more: the one furthest on is
+// never stopped, so that each gets to its end.
+//
+// Full blocks are published for reuse. With MTP a block's last slot depends on the token after the
+// block, which is therefore part of its key.
+#pragma once
+
+#include <vector>
+
+#include "actors/block_pool.h"
+#include "actors/scheduler_limits.h"
+#include "actors/sequence.h"
+
+namespace troupe::actors {
+
+class DpRank {
+ public:
+  explicit DpRank(const SchedulerLimits& limits);
+
+  bool has_seat() const;
+  // Blocks that the running sequences may need soon, were `s` among them.
+  int64_t load_with(const Sequence& s);
+  // Starts `s` with what the prefix cache has of it; false when the blocks do not suffice now.
+  bool admit(Sequence& s);
+
+  // Shares out a step: planned(), rows(). Sequences that lost their blocks are in preempted().
+  void plan_step(int draft_steps);
+  const std::vector<Sequence*>& planned() const { return planned_; }
+  const std::vector<Sequence*>& preempted() const { return preempted_; }
+  int rows() const { return rows_; }
+  bool has_prefill() const { return has_prefill_; }  // in this step
+
+  // Offers the full blocks of `s` to others; after its rows have been computed.
+  void publish(Sequence& s);
+  // Takes the sequences that have ended out and appends them to `ended`.
+  void remove_ended(std::vector<Sequence*>& ended);
+
+  const BlockPool& pool() const { return pool_; }
+
+ private:
+  int key_tokens() const { return limits_.block_size + (limits_.run_mtp ? 1 : 0); }
+  std::span<const int32_t> key(const Sequence& s, int64_t block) const;
+  // How many full blocks of its tokens can be found: the last token's row is always computed.
+  int64_t shareable_blocks(const Sequence& s) const;
+  int64_t blocks_soon(const Sequence& s) const;
+  void stop(Sequence& s);
+  void share_out();
+  int64_t blocks_missing() const;
+  void preempt_cheapest();
+
+  const SchedulerLimits& limits_;
+  BlockPool pool_;
+  std::vector<Sequence*> running_, planned_, preempted_;
+  int rows_ = 0;
+  int draft_steps_ = 0;
+  bool has_prefill_ = false;
+};
+
+}  // namespace troupe::actors
