@@ -19,6 +19,7 @@ class RotaryRows {
  private:
   const Workspace& workspace_;
   layers::Rounding rounding_;
+  layers::RopePairs pairs_;
   layers::Rope rope_;
   msg::Tensor cos_, sin_;  // [max_rows, qk_rope_head_dim / 2]
 };

@@ -2,9 +2,9 @@
 // isa_*.cc, which defines TROUPE_ISA_NAMESPACE and is compiled with that set's flags.
 #pragma once
 
+#include "layers/attention_kernel.h"
 #include "layers/kernels.h"
 #include "layers/linear_kernel.h"
-#include "layers/mla_kernel.h"
 #include "layers/rms_norm_kernel.h"
 #include "layers/swiglu_kernel.h"
 
@@ -16,8 +16,9 @@ const Kernels kKernels{
     .linear_fp8 = linear<Fp8>,
     .rms_norm_row = rms_norm_row,
     .swiglu_row = swiglu_row,
-    .mla_f32 = mla<float>,
-    .mla_bf16 = mla<Bf16>,
+    .clamped_swiglu_row = clamped_swiglu_row,
+    .attention_f32 = attention<float>,
+    .attention_bf16 = attention<Bf16>,
 };
 
 }  // namespace troupe::layers::TROUPE_ISA_NAMESPACE

@@ -45,38 +45,48 @@ struct SwigluArgs {
   const float* up = nullptr;    // [width]
   float* out = nullptr;         // [width]
   int64_t width = 0;
+  float alpha = 0, limit = 0;  // of the clamped one
   bool round_to_bf16 = false;
 };
 
 // The online softmax of one head of one token.
-struct MlaHead {
+struct AttentionHead {
   float greatest = -__builtin_inff();  // score so far
   float sum = 0;                       // of exp(score - greatest)
   float rescale = 0;                   // exp(previous greatest - greatest)
 };
 
-// One token of layers/mla.h, all heads. padded_*: rounded up to whole vectors.
-struct MlaArgs {
+// One token of layers/mla.h or layers/gqa.h: the heads that share one key and value head. A cache
+// row holds the key at key_offset and the value at value_offset. padded_*: rounded up to whole
+// vectors.
+struct AttentionArgs {
   const float* q = nullptr;              // [num_heads, width]
-  float* out = nullptr;                  // [num_heads, lora]
+  const float* sinks = nullptr;          // [num_heads], or null: a score without a value
+  float* out = nullptr;                  // [num_heads, value_width]
   const std::byte* layer = nullptr;      // block 0 of this layer
   int64_t block_bytes = 0;               // from one block to the next
   const int32_t* block_table = nullptr;  // covers [0, position]
   int64_t block_size = 0;                // positions in a block
+  int64_t first_position = 0;            // seen: [first_position, position]
   int64_t position = 0;
   int64_t num_heads = 0;
-  int64_t width = 0;  // elements of a cache row
+  int64_t row_width = 0;  // elements of a cache row
+  int64_t key_offset = 0;
+  int64_t width = 0;  // of the key
   int64_t padded_width = 0;
-  int64_t lora = 0;  // of them, the latent
-  int64_t padded_lora = 0;
+  int64_t value_offset = 0;
+  int64_t value_width = 0;
+  int64_t padded_value_width = 0;
   int64_t chunk = 0;  // positions that share one rescaling, a multiple of 16
   float scale = 0;
   // The working set, in the memory of the caller.
-  float* rows = nullptr;      // [chunk, padded_width]
-  float* padded_q = nullptr;  // [num_heads, padded_width]
-  float* scores = nullptr;    // [num_heads, chunk]
-  float* values = nullptr;    // [num_heads, padded_lora]
-  MlaHead* heads = nullptr;   // [num_heads]
+  float* keys = nullptr;    // [chunk, padded_width]
+  float* values = nullptr;  // [chunk, value_stride]; keys itself where values begin the keys
+  int64_t value_stride = 0;
+  float* padded_q = nullptr;       // [num_heads, padded_width]
+  float* scores = nullptr;         // [num_heads, chunk]
+  float* sums = nullptr;           // [num_heads, padded_value_width]
+  AttentionHead* heads = nullptr;  // [num_heads]
 };
 
 struct Kernels {
@@ -85,9 +95,10 @@ struct Kernels {
   void (*linear_fp8)(const LinearArgs&);
   void (*rms_norm_row)(const RmsNormArgs&);
   void (*swiglu_row)(const SwigluArgs&);
-  // mla_kernel.h: template <class T> void mla(const MlaArgs&), T the type of the cache.
-  void (*mla_f32)(const MlaArgs&);
-  void (*mla_bf16)(const MlaArgs&);
+  void (*clamped_swiglu_row)(const SwigluArgs&);
+  // attention_kernel.h: template <class T> attention(args), T the type of the cache.
+  void (*attention_f32)(const AttentionArgs&);
+  void (*attention_bf16)(const AttentionArgs&);
 };
 
 // The table of active_isa().

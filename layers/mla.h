@@ -6,14 +6,9 @@
 #include <span>
 
 #include "base/matrix.h"
-#include "layers/kv_cache.h"
+#include "layers/attention.h"
 
 namespace troupe::layers {
-
-// Positions that share one rescaling of the online softmax. Chunks begin at absolute multiples of
-// this, whatever the cache's block_size, so a token's result does not depend on how its prompt was
-// cut, on its batch, or on paging.
-inline constexpr int kKvChunk = 64;
 
 struct MlaShape {
   int num_heads = 0;
@@ -23,10 +18,7 @@ struct MlaShape {
 };
 
 // o[t][h] = sum over j <= position of softmax_j(scale * q[t][h] . row_j) * latent_j
-//
-// For each chunk in ascending order: scores (dot products over 16 lanes, one tree), the chunk's
-// maximum, p = exp(score - max so far), sums rescaled when the maximum grows; the division is last.
-// fp32, exp as in layers/exp.h. The token's own row must already be in the cache.
+// One group of layers/attention.h: the latent row is the key, and its beginning the value.
 //   q  [tokens, num_heads * (kv_lora_rank + rope_dim)]   per head: absorbed, then rotated query
 //   o  [tokens, num_heads * kv_lora_rank]                out, fp32, not rounded
 void mla_attention(const MlaShape& shape, const KvCache& cache, int layer,

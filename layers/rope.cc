@@ -30,9 +30,14 @@ std::vector<double> linear_ramp(double low, double high, int size) {
 }
 
 void interpolate(std::vector<double>& frequencies, int dim, double theta, const YarnConfig& yarn) {
-  const double low = std::max(std::floor(correction_dim(yarn.beta_fast, dim, theta, yarn)), 0.0);
-  const double high =
-      std::min(std::ceil(correction_dim(yarn.beta_slow, dim, theta, yarn)), dim - 1.0);
+  double low = correction_dim(yarn.beta_fast, dim, theta, yarn);
+  double high = correction_dim(yarn.beta_slow, dim, theta, yarn);
+  if (yarn.truncate) {
+    low = std::floor(low);
+    high = std::ceil(high);
+  }
+  low = std::max(low, 0.0);
+  high = std::min(high, dim - 1.0);
   const std::vector<double> ramp = linear_ramp(low, high, dim / 2);
   for (int i = 0; i < dim / 2; ++i) {
     const double smooth = 1 - ramp[i];
@@ -40,14 +45,20 @@ void interpolate(std::vector<double>& frequencies, int dim, double theta, const 
   }
 }
 
-void rotate(float* x, const float* cos, const float* sin, int64_t pairs, Rounding rounding) {
-  for (int64_t i = 0; i < pairs; ++i) {
-    const float a = x[2 * i];
-    const float b = x[2 * i + 1];
+// Element a of pair i is x[a_step * i], element b lies b_offset behind it.
+struct PairPlaces {
+  int64_t a_step, b_offset;
+};
+
+void rotate(float* x, const float* cos, const float* sin, int64_t num_pairs, PairPlaces places,
+            Rounding rounding) {
+  for (int64_t i = 0; i < num_pairs; ++i) {
+    float& a = x[places.a_step * i];
+    float& b = x[places.a_step * i + places.b_offset];
     const float real = a * cos[i] - b * sin[i];
     const float imaginary = a * sin[i] + b * cos[i];
-    x[2 * i] = rounding == Rounding::kBf16 ? round_to_bf16(real) : real;
-    x[2 * i + 1] = rounding == Rounding::kBf16 ? round_to_bf16(imaginary) : imaginary;
+    a = rounding == Rounding::kBf16 ? round_to_bf16(real) : real;
+    b = rounding == Rounding::kBf16 ? round_to_bf16(imaginary) : imaginary;
   }
 }
 
@@ -86,7 +97,8 @@ void Rope::angles(std::span<const int32_t> positions, Matrix<float> cos, Matrix<
 }
 
 void apply_rope(Matrix<float> x, int vectors_per_token, int64_t vector_stride,
-                Matrix<const float> cos, Matrix<const float> sin, Rounding rounding) {
+                Matrix<const float> cos, Matrix<const float> sin, Rounding rounding,
+                RopePairs pairs) {
   const int64_t last_end = (vectors_per_token - 1) * vector_stride + 2 * cos.cols;
   TROUPE_CHECK(cos.rows == x.rows && sin.rows == x.rows && cos.cols == sin.cols,
                "x has {} tokens, cos [{}, {}], sin [{}, {}]", x.rows, cos.rows, cos.cols, sin.rows,
@@ -94,12 +106,12 @@ void apply_rope(Matrix<float> x, int vectors_per_token, int64_t vector_stride,
   TROUPE_CHECK(vector_stride >= 2 * cos.cols && last_end <= x.stride,
                "{} vectors of {}, {} apart, in rows {} apart", vectors_per_token, 2 * cos.cols,
                vector_stride, x.stride);
+  const PairPlaces places =
+      pairs == RopePairs::kAdjacent ? PairPlaces{2, 1} : PairPlaces{1, cos.cols};
   parallel_for(x.rows, row_grain(vectors_per_token * cos.cols), [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      for (int v = 0; v < vectors_per_token; ++v) {
-        rotate(x.row(t) + v * vector_stride, cos.row(t), sin.row(t), cos.cols, rounding);
-      }
-    }
+    for (int64_t t = begin; t < end; ++t)
+      for (int v = 0; v < vectors_per_token; ++v)
+        rotate(x.row(t) + v * vector_stride, cos.row(t), sin.row(t), cos.cols, places, rounding);
   });
 }
 

@@ -19,6 +19,7 @@ struct YarnConfig {
   double mscale = 1;
   double mscale_all_dim = 0;
   int64_t original_max_position_embeddings = 4096;
+  bool truncate = true;  // the ramp's ends are whole dimensions
 };
 
 // The frequencies of one model; angles are computed per step (one cos and sin per token and pair,
@@ -27,8 +28,10 @@ class Rope {
  public:
   // dim: qk_rope_head_dim, even. With YaRN every frequency is a blend of itself and itself / factor
   // by a ramp between the dimensions where beta_fast and beta_slow rotations fit into the original
-  // length (floored and ceiled, clamped to [0, dim - 1]), as DeepSeek-V3's inference/model.py
-  // precompute_freqs_cis does; unlike there, at every position.
+  // length (floored and ceiled where yarn.truncate is set, clamped to [0, dim - 1]), as
+  // DeepSeek-V3's inference/model.py precompute_freqs_cis does; unlike there, at every position.
+  // Without truncation and with the default mscales it is GPT-OSS's (openai/gpt-oss,
+  // gpt_oss/torch/model.py RotaryEmbedding).
   Rope(int dim, double theta, const std::optional<YarnConfig>& yarn);
 
   int dim() const { return dim_; }
@@ -46,10 +49,15 @@ class Rope {
   std::vector<double> frequencies_;  // [dim / 2]
 };
 
-// Rotates the adjacent pairs (0,1), (2,3), ... of each vector by its token's angles, in place:
-// (a, b) -> (a cos - b sin, a sin + b cos), products and difference each rounded to fp32, then
-// `rounding`. x [tokens, vectors_per_token * dim] with any stride; cos, sin [tokens, dim / 2].
+// Which elements of a vector are turned together: (0, 1), (2, 3), ... (DeepSeek) or
+// (i, i + dim / 2) (GPT-OSS, Qwen).
+enum class RopePairs { kAdjacent, kHalves };
+
+// Rotates the pairs of each vector by its token's angles, in place: (a, b) -> (a cos - b sin, a sin
+// + b cos), products and difference each rounded to fp32, then `rounding`. x [tokens,
+// vectors_per_token * dim] with any stride; cos, sin [tokens, dim / 2].
 void apply_rope(Matrix<float> x, int vectors_per_token, int64_t vector_stride,
-                Matrix<const float> cos, Matrix<const float> sin, Rounding rounding);
+                Matrix<const float> cos, Matrix<const float> sin, Rounding rounding,
+                RopePairs pairs = RopePairs::kAdjacent);
 
 }  // namespace troupe::layers

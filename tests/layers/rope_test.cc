@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <complex>
 #include <numbers>
@@ -117,6 +118,27 @@ TEST(Rope, YarnKeepsFastWavesAndStretchesSlowOnes) {
   EXPECT_FLOAT_EQ(scaled.sin[32 + 31], plain.sin[31]);  // position 40 as position 1
 }
 
+// RotaryEmbedding._compute_concentration_and_inv_freq of openai/gpt-oss, gpt_oss/torch/model.py,
+// with GPT-OSS's numbers: the ramp between 8.09 and 17.4 of 32, not rounded, cos and sin stretched.
+TEST(Rope, UntruncatedYarnIsGptOss) {
+  const YarnConfig yarn{.factor = 32, .original_max_position_embeddings = 4096, .truncate = false};
+  const double base = 150000, concentration = 0.1 * std::log(32.0) + 1;
+  const double low = 32 * std::log(4096 / (32 * 2 * std::numbers::pi)) / std::log(base);
+  const double high = 32 * std::log(4096 / (1 * 2 * std::numbers::pi)) / std::log(base);
+
+  const Rope rope(64, base, yarn);
+  const Angles got = angles(rope, {1});
+
+  for (int i = 0; i < 32; ++i) {
+    const double freq = std::pow(base, i / 32.0);
+    const double mask = 1 - std::clamp((i - low) / (high - low), 0.0, 1.0);
+    const double inv_freq = 1 / (32 * freq) * (1 - mask) + 1 / freq * mask;
+    EXPECT_NEAR(got.cos[i], std::cos(inv_freq) * concentration, 1e-7) << i;
+    EXPECT_NEAR(got.sin[i], std::sin(inv_freq) * concentration, 1e-7) << i;
+  }
+  EXPECT_EQ(rope.softmax_scale_factor(), 1);
+}
+
 TEST(Rope, YarnScalesTheSoftmaxByTheSquaredMscale) {
   const double mscale = 0.1 * std::log(40.0) + 1;
 
@@ -160,6 +182,27 @@ TEST(ApplyRope, MultipliesPairsAsComplexNumbers) {
                                           std::polar(1.0, positions[i / 32] * frequency);
     EXPECT_NEAR(x[i], expected.real(), 1e-6) << i;
     EXPECT_NEAR(x[i + 1], expected.imag(), 1e-6) << i;
+  }
+}
+
+// _apply_rotary_emb of gpt_oss/torch/model.py, and rotate_half of Hugging Face's models.
+TEST(ApplyRope, MayPairTheHalvesOfAVector) {
+  const Angles turn = angles(Rope(16, 10000, std::nullopt), {3, 40});
+  const std::vector<float> before = random_values(2 * 32);  // two vectors per token
+  std::vector<float> x = before;
+
+  apply_rope({x.data(), 2, 32}, 2, 16, turn.cos_matrix(), turn.sin_matrix(), Rounding::kNone,
+             RopePairs::kHalves);
+
+  for (int v = 0; v < 4; ++v) {
+    for (int i = 0; i < 8; ++i) {
+      const double frequency = std::pow(10000.0, -i / 8.0);
+      const std::complex<double> expected =
+          std::complex<double>(before[v * 16 + i], before[v * 16 + 8 + i]) *
+          std::polar(1.0, (v < 2 ? 3 : 40) * frequency);
+      EXPECT_NEAR(x[v * 16 + i], expected.real(), 2e-6) << v << " " << i;
+      EXPECT_NEAR(x[v * 16 + 8 + i], expected.imag(), 2e-6) << v << " " << i;
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -69,6 +70,51 @@ TEST(Swiglu, KeepsANanInItsElement) {
   on_every_isa([&] {
     swiglu({gate_up.data(), 1, 40}, {out.data(), 1, 20}, Rounding::kBf16);
     for (int i = 0; i < 20; ++i) EXPECT_EQ(std::isnan(out[i]), i == 3);
+  });
+}
+
+TEST(ClampedSwiglu, EqualsItsDefinitionBitForBitAtAnyWidth) {
+  for (const int64_t width : {1, 15, 16, 17, 40, 2880}) {
+    for (const Rounding rounding : {Rounding::kNone, Rounding::kBf16}) {
+      std::vector<float> gate_up = normal_floats(3 * 2 * width, 5);
+      for (float& value : gate_up) value *= 8;
+      std::vector<float> want(3 * width), got(3 * width);
+      const Matrix<const float> input(gate_up.data(), 3, 2 * width);
+      reference::clamped_swiglu({}, input, {want.data(), 3, width}, rounding);
+
+      on_every_isa([&] {
+        clamped_swiglu({}, input, {got.data(), 3, width}, rounding);
+
+        expect_same_bits(Matrix<const float>(got.data(), 3, width),
+                         Matrix<const float>(want.data(), 3, width));
+      });
+    }
+  }
+}
+
+// gpt_oss/torch/model.py: x_glu.clamp(max=limit), x_linear.clamp(-limit, limit),
+// x_glu * sigmoid(alpha * x_glu) * (x_linear + 1).
+TEST(ClampedSwiglu, ClampsTheGateFromAboveAndUpFromBothSides) {
+  const std::vector<float> gates{9, 7, -9, 0.5f, 2, -1}, ups{1, -9, 9, -0.25f, 7.5f, -1};
+  std::vector<float> gate_up = gates, out(6);
+  gate_up.insert(gate_up.end(), ups.begin(), ups.end());
+
+  clamped_swiglu({}, {gate_up.data(), 1, 12}, {out.data(), 1, 6}, Rounding::kNone);
+
+  for (int i = 0; i < 6; ++i) {
+    const double gate = std::min(gates[i], 7.0f), up = std::clamp(ups[i], -7.0f, 7.0f);
+    const double want = gate / (1 + std::exp(-1.702 * gate)) * (up + 1);
+    EXPECT_NEAR(out[i], want, 1e-6 * std::fabs(want)) << i;
+  }
+}
+
+TEST(ClampedSwiglu, KeepsANanInItsElement) {
+  std::vector<float> gate_up(2 * 20, 1.0f), out(20);
+  gate_up[3] = gate_up[20 + 4] = std::numeric_limits<float>::quiet_NaN();
+
+  on_every_isa([&] {
+    clamped_swiglu({}, {gate_up.data(), 1, 40}, {out.data(), 1, 20}, Rounding::kNone);
+    for (int i = 0; i < 20; ++i) EXPECT_EQ(std::isnan(out[i]), i == 3 || i == 4);
   });
 }
 

@@ -1,0 +1,43 @@
+// layers/attention.h: attention of one token over the paged cache, for heads that share one key and
+// one value head. Absorbed MLA (layers/mla.h) is one such group, grouped-query attention
+// (layers/gqa.h) one per key and value head.
+#pragma once
+
+#include <cstdint>
+
+#include "layers/kv_cache.h"
+
+namespace troupe::layers {
+
+// Positions that share one rescaling of the online softmax. Chunks begin at absolute multiples of
+// this, whatever the cache's block_size, so a token's result does not depend on how its prompt was
+// cut, on its batch, or on paging.
+inline constexpr int kKvChunk = 64;
+
+struct AttentionGroup {
+  int num_heads = 0;
+  // Where a cache row holds the key and the value; the value may be the beginning of the key.
+  int64_t key_offset = 0, key_width = 0;
+  int64_t value_offset = 0, value_width = 0;
+  float softmax_scale = 0;
+  int64_t first_position = 0;    // the first that is seen
+  const float* sinks = nullptr;  // [num_heads], or none
+};
+
+// o[h] = sum over j in [first_position, query.position] of p_j * value_j, with
+//   p = softmax_j(scale * q[h] . key_j), over those j and, if there is one, the sink:
+//   one more score, with no value.
+//
+// For each chunk in ascending order: scores (dot products over 16 lanes, one tree), the chunk's
+// maximum, p = exp(score - max so far), sums rescaled when the maximum grows; the division is last.
+// fp32, exp as in layers/exp.h. The token's own row must already be in the cache.
+//   q  [num_heads, key_width]      o  [num_heads, value_width]  out, not rounded
+void attend(const AttentionGroup& group, const KvCache& cache, int layer, const KvQuery& query,
+            const float* q, float* o);
+
+namespace reference {
+void attend(const AttentionGroup& group, const KvCache& cache, int layer, const KvQuery& query,
+            const float* q, float* o);
+}  // namespace reference
+
+}  // namespace troupe::layers

@@ -1,0 +1,190 @@
+// layers/attention_kernel.h: attention of one token over F32x16, all heads that share one key and
+// value head: with absorbed MLA (layers/mla.h) every head of the rank, else a group (layers/gqa.h).
+//
+// A chunk of cache rows is widened to fp32 once and then serves every head. The working set is the
+// caller's memory; its rows are padded with zeros to whole vectors, so that the loops have no
+// tails.
+#pragma once
+
+#include "layers/kernels.h"
+#include "layers/simd.h"
+
+namespace troupe::layers::TROUPE_ISA_NAMESPACE {
+
+// Accumulators are kept for this many heads by this many rows, or vectors of columns.
+inline constexpr int kAttentionTile = kVectorRegisters >= 32 ? 4 : 2;
+
+template <class Element>
+void widen_row(const Element* row, int64_t width, float* out) {
+  int64_t i = 0;
+  for (; i + 16 <= width; i += 16) store(out + i, load(row + i));
+  if (i < width) store(out + i, load_first(row + i, width - i));
+}
+
+// Widens elements [offset, offset + width) of the chunk's rows [0, count).
+template <class Element>
+void widen_chunk(const AttentionArgs& args, int64_t first, int64_t count, int64_t offset,
+                 int64_t width, float* out, int64_t stride) {
+  for (int64_t j = 0; j < count; ++j) {
+    const int64_t position = first + j;
+    const int64_t block = args.block_table[position / args.block_size];
+    const std::byte* rows = args.layer + block * args.block_bytes;
+    const int64_t row = position % args.block_size;
+    widen_row(reinterpret_cast<const Element*>(rows) + row * args.row_width + offset, width,
+              out + j * stride);
+  }
+}
+
+// Dot products of kHeads queries with kAttentionTile rows of the chunk.
+template <int kHeads>
+void score_tile(const AttentionArgs& args, int64_t head, int64_t row) {
+  const float* q = args.padded_q + head * args.padded_width;
+  const float* keys = args.keys + row * args.padded_width;
+  F32x16 sums[kHeads][kAttentionTile] = {};
+  for (int64_t i = 0; i < args.padded_width; i += 16) {
+    F32x16 k[kAttentionTile];
+#pragma GCC unroll 4
+    for (int j = 0; j < kAttentionTile; ++j) k[j] = load(keys + j * args.padded_width + i);
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) {
+      const F32x16 query = load(q + h * args.padded_width + i);
+#pragma GCC unroll 4
+      for (int j = 0; j < kAttentionTile; ++j) sums[h][j] = fma(query, k[j], sums[h][j]);
+    }
+  }
+  for (int h = 0; h < kHeads; ++h) {
+    float* scores = args.scores + (head + h) * args.chunk + row;
+    for (int j = 0; j < kAttentionTile; ++j) scores[j] = reduce_add(sums[h][j]);
+  }
+}
+
+// Scores of the chunk's rows [begin, end), of all heads; minus infinity for the others.
+inline void score_chunk(const AttentionArgs& args, int64_t begin, int64_t end) {
+  // The first and last tile may take along rows that are not seen, or that are an earlier chunk's;
+  // what they give is overwritten below.
+  for (int64_t row = begin / kAttentionTile * kAttentionTile; row < end; row += kAttentionTile) {
+    int64_t head = 0;
+    for (; head + kAttentionTile <= args.num_heads; head += kAttentionTile)
+      score_tile<kAttentionTile>(args, head, row);
+    for (; head < args.num_heads; ++head) score_tile<1>(args, head, row);
+  }
+  for (int64_t head = 0; head < args.num_heads; ++head) {
+    float* scores = args.scores + head * args.chunk;
+    for (int64_t j = 0; j < begin; ++j) scores[j] = -__builtin_inff();
+    for (int64_t j = end; j < args.chunk; ++j) scores[j] = -__builtin_inff();
+  }
+}
+
+// Scores of one head become exp(score - greatest so far); its sum follows, and rescale tells what
+// earlier values are to be multiplied by.
+inline void softmax_chunk(const AttentionArgs& args, int64_t head) {
+  AttentionHead& state = args.heads[head];
+  float* scores = args.scores + head * args.chunk;
+  F32x16 greatest = F32x16::splat(state.greatest);
+  for (int64_t i = 0; i < args.chunk; i += 16) {
+    const F32x16 score = mul(load(scores + i), F32x16::splat(args.scale));
+    store(scores + i, score);
+    greatest = max(greatest, score);
+  }
+  const F32x16 new_greatest = F32x16::splat(reduce_max(greatest));
+
+  F32x16 sum = F32x16::zero();
+  for (int64_t i = 0; i < args.chunk; i += 16) {
+    const F32x16 weight = exp(sub(load(scores + i), new_greatest));
+    store(scores + i, weight);
+    sum = add(sum, weight);
+  }
+  store_first(&state.rescale, exp(sub(F32x16::splat(state.greatest), new_greatest)), 1);
+  store_first(&state.greatest, new_greatest, 1);
+  state.sum = state.sum * state.rescale + reduce_add(sum);
+}
+
+// sums[h][column ..] = sums * rescale + sum over the chunk's rows [begin, end) of weight * value.
+template <int kHeads, int kVectors>
+void value_tile(const AttentionArgs& args, int64_t head, int64_t column, int64_t begin,
+                int64_t end) {
+  float* out = args.sums + head * args.padded_value_width + column;
+  const float* weights = args.scores + head * args.chunk;
+  F32x16 sums[kHeads][kVectors];
+  for (int h = 0; h < kHeads; ++h)
+    for (int c = 0; c < kVectors; ++c)
+      sums[h][c] = mul(load(out + h * args.padded_value_width + c * 16),
+                       F32x16::splat(args.heads[head + h].rescale));
+  for (int64_t j = begin; j < end; ++j) {
+    F32x16 value[kVectors];
+#pragma GCC unroll 4
+    for (int c = 0; c < kVectors; ++c)
+      value[c] = load(args.values + j * args.value_stride + column + c * 16);
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) {
+      const F32x16 weight = F32x16::splat(weights[h * args.chunk + j]);
+#pragma GCC unroll 4
+      for (int c = 0; c < kVectors; ++c) sums[h][c] = fma(weight, value[c], sums[h][c]);
+    }
+  }
+  for (int h = 0; h < kHeads; ++h)
+    for (int c = 0; c < kVectors; ++c)
+      store(out + h * args.padded_value_width + c * 16, sums[h][c]);
+}
+
+template <int kVectors>
+void value_columns(const AttentionArgs& args, int64_t column, int64_t begin, int64_t end) {
+  int64_t head = 0;
+  for (; head + kAttentionTile <= args.num_heads; head += kAttentionTile)
+    value_tile<kAttentionTile, kVectors>(args, head, column, begin, end);
+  for (; head < args.num_heads; ++head) value_tile<1, kVectors>(args, head, column, begin, end);
+}
+
+inline void value_chunk(const AttentionArgs& args, int64_t begin, int64_t end) {
+  int64_t column = 0;
+  for (; column + kAttentionTile * 16 <= args.padded_value_width; column += kAttentionTile * 16)
+    value_columns<kAttentionTile>(args, column, begin, end);
+  for (; column < args.padded_value_width; column += 16) value_columns<1>(args, column, begin, end);
+}
+
+inline void start_token(const AttentionArgs& args) {
+  for (int64_t head = 0; head < args.num_heads; ++head) {
+    widen_row(args.q + head * args.width, args.width, args.padded_q + head * args.padded_width);
+    // A sink is a score that was seen before all others and has no value.
+    args.heads[head] = AttentionHead{};
+    if (args.sinks != nullptr) {
+      args.heads[head].greatest = args.sinks[head];
+      args.heads[head].sum = 1;
+    }
+  }
+  for (int64_t i = 0; i < args.num_heads * args.padded_value_width; i += 16)
+    store(args.sums + i, F32x16::zero());
+}
+
+inline void finish_token(const AttentionArgs& args) {
+  for (int64_t head = 0; head < args.num_heads; ++head) {
+    const F32x16 sum = F32x16::splat(args.heads[head].sum);
+    for (int64_t i = 0; i < args.value_width; i += 16) {
+      const int64_t n = args.value_width - i < 16 ? args.value_width - i : 16;
+      const F32x16 value = load(args.sums + head * args.padded_value_width + i);
+      store_first(args.out + head * args.value_width + i, div(value, sum), n);
+    }
+  }
+}
+
+template <class Element>
+void attention(const AttentionArgs& args) {
+  start_token(args);
+  for (int64_t first = args.first_position / args.chunk * args.chunk; first <= args.position;
+       first += args.chunk) {
+    const int64_t left = args.position + 1 - first;
+    const int64_t end = left < args.chunk ? left : args.chunk;
+    const int64_t begin = args.first_position > first ? args.first_position - first : 0;
+    widen_chunk<Element>(args, first, end, args.key_offset, args.width, args.keys,
+                         args.padded_width);
+    if (args.values != args.keys)
+      widen_chunk<Element>(args, first, end, args.value_offset, args.value_width, args.values,
+                           args.value_stride);
+    score_chunk(args, begin, end);
+    for (int64_t head = 0; head < args.num_heads; ++head) softmax_chunk(args, head);
+    value_chunk(args, begin, end);
+  }
+  finish_token(args);
+}
+
+}  // namespace troupe::layers::TROUPE_ISA_NAMESPACE
