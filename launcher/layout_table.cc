@@ -51,8 +51,8 @@ std::vector<Axis> axes(const model::ModelConfig& model, const ParallelLayout& la
   };
   std::string heads = part_text("heads", model.num_attention_heads, s.attn_tp_size);
   if (model.num_key_value_heads > 0)
-    heads += fmt::format(", {} of {} KV heads", kv_heads(model, layout, 0).size(),
-                         model.num_key_value_heads);
+    heads +=
+        fmt::format(", {} of {} KV heads", layout.kv_heads(0).size(), model.num_key_value_heads);
   add_tp("embed_tp", s.embed_tp_size,
          part_text("rows of the embedding", model.vocab_size, s.embed_tp_size));
   add_tp("attn_tp", s.attn_tp_size, heads);
@@ -188,7 +188,7 @@ std::string rank_table(const model::ModelConfig& model, const ParallelLayout& la
     }
     const RankMemory& of = memory.ranks[rank];
     out += line({fmt::to_string(rank), fmt::to_string(layout.dp_rank(rank)),
-                 range_text(layout.heads(rank)), range_text(kv_heads(model, layout, rank)),
+                 range_text(layout.heads(rank)), range_text(layout.kv_heads(rank)),
                  range_text(layout.experts(rank)), range_text(layout.vocab_rows(rank)),
                  range_text(layout.vocab_columns(rank)),
                  bytes_text(static_cast<double>(of.private_weights)),

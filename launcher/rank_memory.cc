@@ -93,11 +93,12 @@ size_t kv_cache_bytes(const model::ModelConfig& model, const model::ParallelLayo
                       const msg::LaunchT& launch, int world_rank) {
   layers::KvCacheShape shape = actors::kv_cache_shape(launch, model);
   if (model.num_key_value_heads == 0) return shape.bytes();
-  shape.width = 2 * kv_heads(model, layout, world_rank).size() * model.v_head_dim;
-  shape.num_layers = model.num_hidden_layers - model.num_sliding_layers;
+  shape.width = 2 * layout.kv_heads(world_rank).size() * model.v_head_dim;
+  const auto num_full = static_cast<int>(std::ranges::count(model.sliding_layers, false));
+  shape.num_layers = num_full;
   const size_t full = shape.bytes();
   // A window and the block it leaves and enters, of each sequence.
-  shape.num_layers = model.num_sliding_layers;
+  shape.num_layers = model.num_hidden_layers - num_full;
   shape.num_blocks = std::min(shape.num_blocks,
                               (model.sliding_window / shape.block_size + 2) * launch.max_sequences);
   return full + shape.bytes();
@@ -181,14 +182,6 @@ actors::SchedulerLimits serving_limits(const Config& config, const model::ModelC
     limits.blocks_per_dp_rank = std::clamp<int64_t>(blocks, 0, limits.blocks_per_dp_rank);
   }
   return limits;
-}
-
-model::Range kv_heads(const model::ModelConfig& model, const model::ParallelLayout& layout,
-                      int world_rank) {
-  if (model.num_key_value_heads == 0) return {};
-  const int64_t sharing = model.num_attention_heads / model.num_key_value_heads;
-  const model::Range heads = layout.heads(world_rank);
-  return {heads.begin / sharing, (heads.end - 1) / sharing + 1};
 }
 
 size_t machine_bytes() {

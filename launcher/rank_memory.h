@@ -55,10 +55,6 @@ LaunchMemory launch_memory(const Config& config, const model::ModelConfig& model
 actors::SchedulerLimits serving_limits(const Config& config, const model::ModelConfig& model,
                                        const Load& load, uint8_t observe);
 
-// The key and value heads that this rank's query heads read; none for MLA.
-model::Range kv_heads(const model::ModelConfig& model, const model::ParallelLayout& layout,
-                      int world_rank);
-
 // Of the machine, or of the control group this process runs in.
 size_t machine_bytes();
 

@@ -69,6 +69,10 @@ void softmax(std::span<const float> logits, std::span<float> affinity) {
   for (float& s : affinity) s /= sum;
 }
 
+void copy(std::span<const float> logits, std::span<float> affinity) {
+  std::copy(logits.begin(), logits.end(), affinity.begin());
+}
+
 float group_score(std::span<const float> choice, GroupScore kind) {
   float best = -std::numeric_limits<float>::infinity();
   float second = best;
@@ -98,6 +102,17 @@ void choose_experts(const TopkGateConfig& config, Scratch& scratch, int32_t* ids
   for (const int32_t group : scratch.groups) {
     for (int e = group * group_size; e < (group + 1) * group_size; ++e) best.offer(e);
   }
+}
+
+// The first id is the best: no exponent is above 0.
+void weigh_by_softmax(const TopkGateConfig& config, std::span<const float> logits,
+                      const int32_t* ids, float* weights) {
+  float sum = 0;
+  for (int k = 0; k < config.topk; ++k) {
+    weights[k] = exp_f32(logits[ids[k]] - logits[ids[0]]);
+    sum += weights[k];
+  }
+  for (int k = 0; k < config.topk; ++k) weights[k] /= sum;
 }
 
 void weigh(const TopkGateConfig& config, std::span<const float> affinity, const int32_t* ids,
@@ -134,7 +149,11 @@ void topk_gate(const TopkGateConfig& config, Matrix<const float> logits,
                    topk_weights.rows == logits.rows && topk_weights.cols == config.topk,
                "ids [{}, {}], weights [{}, {}] for {} tokens", topk_ids.rows, topk_ids.cols,
                topk_weights.rows, topk_weights.cols, logits.rows);
-  const auto score = config.score == ScoreFunction::kSigmoid ? sigmoid : softmax;
+  const bool softmax_of_chosen = config.score == ScoreFunction::kSoftmaxOfChosen;
+  const auto score = softmax_of_chosen                         ? copy
+                     : config.score == ScoreFunction::kSigmoid ? sigmoid
+                                                               : softmax;
+  const auto weigh_chosen = softmax_of_chosen ? weigh_by_softmax : weigh;
   parallel_for(logits.rows, row_grain(16 * logits.cols), [&](int64_t begin, int64_t end) {
     thread_local Scratch scratch;
     scratch.resize(config);
@@ -144,7 +163,7 @@ void topk_gate(const TopkGateConfig& config, Matrix<const float> logits,
         scratch.choice[e] = comparable(scratch.affinity[e] + (bias.empty() ? 0 : bias[e]));
       }
       choose_experts(config, scratch, topk_ids.row(t));
-      weigh(config, scratch.affinity, topk_ids.row(t), topk_weights.row(t));
+      weigh_chosen(config, scratch.affinity, topk_ids.row(t), topk_weights.row(t));
     }
   });
 }

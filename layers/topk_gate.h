@@ -8,7 +8,8 @@
 
 namespace troupe::layers {
 
-enum class ScoreFunction { kSigmoid, kSoftmax };
+// kSoftmaxOfChosen: logits choose, the softmax is over the chosen (GPT-OSS).
+enum class ScoreFunction { kSigmoid, kSoftmax, kSoftmaxOfChosen };
 // How a group of experts is scored (n_group > 1): by the sum of its two best choices (noaux_tc,
 // DeepSeek-V3) or by its best (group_limited_greedy, DeepSeek-V2).
 enum class GroupScore { kTopTwoSum, kMax };
@@ -26,10 +27,12 @@ struct TopkGateConfig {  // DeepSeek-V3:
 
 // Top-k gate of DeepSeek-V2 and V3 (V3 report, section 2.1.2; inference/model.py Gate).
 //
-//   s = sigmoid(logits), or softmax over all experts
+//   s = sigmoid(logits), softmax over all experts, or the logits themselves
 //   choose the topk largest s + bias inside the topk_groups best groups
 //   weight = s of the chosen, divided by their sum where normalize is set, times routed_scale
 //                                                      the bias steers, it never weighs
+//   kSoftmaxOfChosen: weight = softmax over the chosen logits; normalize and routed_scale say
+//   nothing (openai/gpt-oss, gpt_oss/torch/model.py MLPBlock)
 // On equal scores the lower expert (or group) id wins: all ranks and all instruction sets choose
 // alike. fp32; exp as in layers/exp.h. A NaN score loses to every number; where it must be chosen
 // all the same, ids stay in range and distinct, and its weight is NaN (all are, if normalised).

@@ -62,6 +62,9 @@ void read_rope(const JsonObject& json, ModelConfig& config) {
   yarn.mscale_all_dim = scaling.number("mscale_all_dim", {0, 1e6}, yarn.mscale_all_dim);
   yarn.original_max_position_embeddings =
       scaling.integer("original_max_position_embeddings", {1, 1 << 30});
+  yarn.truncate = scaling.boolean("truncate", yarn.truncate);
+  if (scaling.has("attention_factor"))
+    scaling.fail("attention_factor", "is not supported: it follows from factor");
   config.yarn = yarn;
 }
 
@@ -126,9 +129,8 @@ void read_moe(const JsonObject& json, ModelConfig& config) {
   read_gate(json, config);
 }
 
-// Query heads share key and value heads, each layer has experts and no other MLP, and what else
-// the family computes says nothing of layout or bytes.
-void read_gpt_oss(const JsonObject& json, const nlohmann::json& file, ModelConfig& config) {
+// Query heads share key and value heads.
+void read_gqa(const JsonObject& json, ModelConfig& config) {
   config.num_attention_heads = as_int(json.integer("num_attention_heads", kHeads));
   config.num_key_value_heads =
       as_int(json.integer("num_key_value_heads", {1, config.num_attention_heads}));
@@ -137,20 +139,45 @@ void read_gpt_oss(const JsonObject& json, const nlohmann::json& file, ModelConfi
               fmt::format("{} does not divide num_attention_heads {}", config.num_key_value_heads,
                           config.num_attention_heads));
   config.qk_rope_head_dim = config.v_head_dim = json.integer("head_dim", kHeadDim);
-  config.sliding_window = json.integer("sliding_window", {0, 1 << 30}, 0);
-  if (json.has("layer_types")) {
-    const nlohmann::json& types = file["layer_types"];
-    if (!types.is_array() || std::ssize(types) != config.num_hidden_layers)
-      json.fail("layer_types", "must be a list with one entry per layer");
-    config.num_sliding_layers =
-        as_int(std::count(types.begin(), types.end(), nlohmann::json("sliding_attention")));
+  if (config.qk_rope_head_dim % 2 != 0)
+    json.fail("head_dim", "must be even: rotary embedding turns pairs");
+  config.rope_pairs = layers::RopePairs::kHalves;
+}
+
+// Without layer_types every other layer slides, beginning with the first.
+void read_sliding_layers(const JsonObject& json, const nlohmann::json& file, ModelConfig& config) {
+  config.sliding_window = json.integer("sliding_window", {1, 1 << 30});
+  if (!json.has("layer_types")) {
+    for (int layer = 0; layer < config.num_hidden_layers; ++layer)
+      config.sliding_layers.push_back(layer % 2 == 0);
+    return;
   }
+  const nlohmann::json& types = file["layer_types"];
+  if (!types.is_array() || std::ssize(types) != config.num_hidden_layers)
+    json.fail("layer_types", "must be a list with one entry per layer");
+  for (const nlohmann::json& type : types) {
+    if (type != "sliding_attention" && type != "full_attention")
+      json.fail("layer_types", "holds another entry than sliding_attention and full_attention");
+    config.sliding_layers.push_back(type == "sliding_attention");
+  }
+}
+
+// Each layer has experts and no other MLP (openai/gpt-oss, gpt_oss/torch/model.py).
+void read_gpt_oss(const JsonObject& json, const nlohmann::json& file, ModelConfig& config) {
+  read_gqa(json, config);
+  read_sliding_layers(json, file, config);
+  if (!json.boolean("attention_bias", true))
+    json.fail("attention_bias", "false is not supported; supported: true");
   config.n_routed_experts = as_int(json.integer("num_local_experts", {1, kExperts.max}));
   config.moe_intermediate_size = config.intermediate_size;
+  config.clamped_swiglu.emplace();
+  config.clamped_swiglu->limit =
+      static_cast<float>(json.number("swiglu_limit", {1e-3, 1e6}, config.clamped_swiglu->limit));
   const char* topk = json.has("num_experts_per_tok") ? "num_experts_per_tok" : "experts_per_token";
   config.gate.num_experts = config.n_routed_experts;
   config.gate.num_groups = config.gate.topk_groups = 1;
   config.gate.topk = as_int(json.integer(topk, {1, config.n_routed_experts}));
+  config.gate.score = layers::ScoreFunction::kSoftmaxOfChosen;
 }
 
 void read_fp8(const JsonObject& quantization, ModelConfig& config) {

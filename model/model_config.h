@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "layers/rope.h"
+#include "layers/swiglu.h"
 #include "layers/topk_gate.h"
 
 namespace troupe::model {
@@ -33,14 +34,16 @@ struct ModelConfig {
   // Grouped-query attention (gpt_oss), where qk_rope_head_dim and v_head_dim are its head_dim. MLA
   // has one latent row for all heads and leaves these 0.
   int num_key_value_heads = 0;
-  int64_t sliding_window = 0;  // positions a sliding layer sees
-  int num_sliding_layers = 0;
+  int64_t sliding_window = 0;        // positions a sliding layer sees
+  std::vector<bool> sliding_layers;  // by layer; empty: none
+  layers::RopePairs rope_pairs = layers::RopePairs::kAdjacent;
   int n_routed_experts = 0;
   int n_shared_experts = 0;  // 0: none
   int first_k_dense_replace = 0;
   int moe_layer_freq = 1;
   layers::TopkGateConfig gate;  // from topk_method, scoring_func, n_group, ...
   bool gate_has_bias = false;   // e_score_correction_bias (noaux_tc)
+  std::optional<layers::ClampedSwiglu> clamped_swiglu;  // of the experts, in place of SwiGLU
   float rms_norm_eps = 1e-6f;
   double rope_theta = 10000;
   std::optional<layers::YarnConfig> yarn;
@@ -53,6 +56,11 @@ struct ModelConfig {
 
   bool is_moe_layer(int layer) const {
     return n_routed_experts > 0 && layer >= first_k_dense_replace && layer % moe_layer_freq == 0;
+  }
+  bool uses_gqa() const { return num_key_value_heads > 0; }
+  // Positions that a layer's queries see, their own included; 0: all.
+  int64_t window_of(int layer) const {
+    return !sliding_layers.empty() && sliding_layers[layer] ? sliding_window : 0;
   }
   int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
   int64_t kv_width() const { return kv_lora_rank + qk_rope_head_dim; }

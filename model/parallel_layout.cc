@@ -62,6 +62,7 @@ void check_experts(const ParallelSizes& sizes, const ModelConfig& config) {
 ParallelLayout::ParallelLayout(const ParallelSizes& sizes, const ModelConfig& config)
     : sizes_(sizes),
       num_heads_(config.num_attention_heads),
+      num_kv_heads_(config.num_key_value_heads),
       num_experts_(config.n_routed_experts),
       vocab_size_(config.vocab_size) {
   const int world_size = sizes.world_size;
@@ -112,6 +113,20 @@ int ParallelLayout::o_proj_tp_size() const {
 
 Range ParallelLayout::heads(int world_rank) const {
   return piece(num_heads_, tp_rank(world_rank, sizes_.attn_tp_size), sizes_.attn_tp_size);
+}
+
+Range ParallelLayout::kv_heads(int world_rank) const {
+  if (num_kv_heads_ == 0) return {};
+  const int64_t sharing = num_heads_ / num_kv_heads_;
+  const Range mine = heads(world_rank);
+  return {mine.begin / sharing, (mine.end - 1) / sharing + 1};
+}
+
+int64_t ParallelLayout::max_kv_heads() const {
+  int64_t most = 0;
+  for (int rank = 0; rank < sizes_.attn_tp_size; ++rank)
+    most = std::max(most, kv_heads(rank).size());
+  return most;
 }
 
 Range ParallelLayout::experts(int world_rank) const {

@@ -63,7 +63,11 @@ class ParallelLayout {
   // rank holds all of it).
   int o_proj_tp_size() const;
 
-  Range heads(int world_rank) const;          // attention heads
+  Range heads(int world_rank) const;  // attention heads
+  // Key and value heads that these read; none with MLA. Ranks share one where attn_tp_size is more
+  // than there are.
+  Range kv_heads(int world_rank) const;
+  int64_t max_kv_heads() const;               // of any rank
   Range experts(int world_rank) const;        // routed experts
   Range vocab_rows(int world_rank) const;     // of the embedding
   Range vocab_columns(int world_rank) const;  // of the LM head
@@ -77,7 +81,7 @@ class ParallelLayout {
 
  private:
   ParallelSizes sizes_;
-  int64_t num_heads_, num_experts_, vocab_size_;
+  int64_t num_heads_, num_kv_heads_, num_experts_, vocab_size_;
 };
 
 }  // namespace troupe::model

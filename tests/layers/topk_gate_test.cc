@@ -220,5 +220,22 @@ TEST(TopkGate, RefusesAGateThatCannotChooseEnough) {
   EXPECT_THROW(gate({.num_experts = 8, .topk = 1}, logits, {1, 2}), std::logic_error);
 }
 
+// gpt_oss/torch/model.py: torch.topk of the logits, softmax over those.
+TEST(TopkGate, MayTakeTheSoftmaxOfTheChosenOnly) {
+  const TopkGateConfig config{
+      .num_experts = 6, .topk = 3, .score = ScoreFunction::kSoftmaxOfChosen};
+
+  const Gated got = gate(config, {1, -2, 3, 100, 2.5f, 3,  //
+                                  -400, -401, -500, -402, -403, -404});
+
+  EXPECT_EQ(got.ids, (std::vector<int32_t>{3, 2, 5, 0, 1, 3}));
+  EXPECT_EQ(got.weights[0], 1);
+  EXPECT_LT(got.weights[1], 1e-38f);
+  const double sum = 1 + std::exp(-1) + std::exp(-2);
+  EXPECT_NEAR(got.weights[3], 1 / sum, 1e-6);
+  EXPECT_NEAR(got.weights[4], std::exp(-1) / sum, 1e-6);
+  EXPECT_NEAR(got.weights[5], std::exp(-2) / sum, 1e-6);
+}
+
 }  // namespace
 }  // namespace troupe::layers

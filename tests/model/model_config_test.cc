@@ -129,7 +129,8 @@ TEST(ModelConfig, GptOssIsReadToBeCheckedOnly) {
   EXPECT_EQ(config.num_key_value_heads, 2);
   EXPECT_EQ(config.v_head_dim, 32);
   EXPECT_EQ(config.sliding_window, 16);
-  EXPECT_EQ(config.num_sliding_layers, 2);
+  EXPECT_EQ(config.window_of(0), 16);
+  EXPECT_EQ(config.window_of(1), 0);
   EXPECT_EQ(config.n_routed_experts, 16);
   EXPECT_EQ(config.moe_intermediate_size, 96);
   EXPECT_EQ(config.gate.topk, 4);

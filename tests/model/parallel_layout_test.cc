@@ -114,6 +114,31 @@ TEST(ParallelLayout, LeavesOfOProjEndBetweenHeads) {
   }
 }
 
+TEST(ParallelLayout, QueryHeadsCanReadTheirKeyAndValueHeads) {
+  ModelConfig config = config_of_sixteen();
+  config.n_routed_experts = 0;
+  for (const auto& [heads, kv_heads] : {std::pair{8, 2}, {8, 8}, {12, 2}, {12, 3}, {64, 8}}) {
+    config.num_attention_heads = heads;
+    config.num_key_value_heads = kv_heads;
+    for (int tp = 1; tp <= heads; ++tp) {
+      if (heads % tp != 0) continue;
+      const ParallelLayout layout({.world_size = tp, .attn_tp_size = tp}, config);
+      int64_t most = 0;
+      for (int rank = 0; rank < tp; ++rank) {
+        const Range held = layout.kv_heads(rank);
+        most = std::max(most, held.size());
+        std::set<int64_t> read;
+        for (int64_t head = layout.heads(rank).begin; head < layout.heads(rank).end; ++head)
+          read.insert(head / (heads / kv_heads));
+        EXPECT_EQ(*read.begin(), held.begin);
+        EXPECT_EQ(std::ssize(read), held.size());
+      }
+      EXPECT_EQ(layout.max_kv_heads(), most);
+    }
+  }
+  EXPECT_EQ(ParallelLayout({}, config_of_sixteen()).max_kv_heads(), 0);
+}
+
 TEST(ParallelLayout, SizesThatDoNotFitAreRefusedWithThoseThatDo) {
   EXPECT_EQ(layout_error({.world_size = 3}),
             "parallel_config.world_size 3: 16 experts cannot be divided by moe_ep_size 3 (= "
