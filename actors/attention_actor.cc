@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "layers/bias.h"
 #include "layers/linear.h"
 #include "layers/rms_norm.h"
 
@@ -221,7 +222,9 @@ void AttentionActor::project_output(const model::AttentionWeights& weights,
   }
   const Matrix<float> partial = context_.workspace.floats(first_rows(partial_, inputs.rows));
   layers::linear(weights.o, inputs, partial, Rounding::kNone);
-  o_proj_rows_.scatter_sum(partial, out, context_.rounding);
+  if (weights.o_bias.empty()) return o_proj_rows_.scatter_sum(partial, out, context_.rounding);
+  o_proj_rows_.scatter_sum(partial, out, Rounding::kNone);
+  layers::add_bias(out, weights.o_bias, context_.rounding);
 }
 
 }  // namespace troupe::actors

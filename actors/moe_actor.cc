@@ -7,6 +7,7 @@
 #include "actors/attention_actor.h"
 #include "comm/double_routing.h"
 #include "comm/fused_exchange.h"
+#include "layers/bias.h"
 #include "layers/linear.h"
 #include "layers/swiglu.h"
 #include "layers/team.h"
@@ -93,6 +94,7 @@ void MoeActor::allocate_for_experts() {
   expert_out_ = rows(kExpertRows, c.hidden_size);
   expert_arrivals_.reserve(kExpertRows);
   gate_up_jobs_.reserve(kExpertRows);
+  gate_up_biases_.reserve(kExpertRows);
   down_jobs_.reserve(kExpertRows);
   payload_ = rows(union_rows, static_cast<int64_t>(packed / sizeof(float)));
   if (per_rank()) partial_sums_ = rows(union_rows * ep, c.hidden_size);
@@ -136,8 +138,17 @@ void MoeActor::mlp_part(const model::MlpWeights& weights, Matrix<const float> x,
   const Matrix<float> activated(workspace.floats(activated_).data, x.rows, width);
   // gate and up stay in fp32 until their product: gate_up and SwiGLU count as one operation.
   layers::linear(weights.gate_up, x, gate_up, Rounding::kNone);
-  layers::swiglu(gate_up, activated, context_.rounding);
+  if (!weights.gate_up_bias.empty())
+    layers::add_bias(gate_up, weights.gate_up_bias, Rounding::kNone);
+  activate(gate_up, activated);
   layers::linear(weights.down, activated, y, Rounding::kNone);
+}
+
+void MoeActor::activate(Matrix<const float> gate_up, Matrix<float> out) {
+  if (context_.config.clamped_swiglu)
+    layers::clamped_swiglu(*context_.config.clamped_swiglu, gate_up, out, context_.rounding);
+  else
+    layers::swiglu(gate_up, out, context_.rounding);
 }
 
 void MoeActor::run_mlp(const model::MlpWeights& weights, RowExchange& group, Matrix<const float> x,
@@ -154,6 +165,7 @@ void MoeActor::route(const model::MoeWeights& weights, int layer, Matrix<const f
   const Matrix<int32_t> ids = workspace.ints(first_rows(topk_ids_, normed.rows));
   const Matrix<float> scores = workspace.floats(first_rows(topk_weights_, normed.rows));
   layers::linear(weights.gate, normed, logits, Rounding::kNone);
+  if (!weights.router_bias.empty()) layers::add_bias(logits, weights.router_bias, Rounding::kNone);
   layers::topk_gate(context_.config.gate, logits, weights.gate_bias, ids, scores);
   if (observe_router_) {
     const size_t bytes = ids.rows * ids.cols * sizeof(float);
@@ -172,6 +184,7 @@ void MoeActor::run_moe(const msg::FeedForward& message, const model::MoeWeights&
   const Matrix<float> normed = context_.workspace.floats(*message.normed());
   const Matrix<float> hidden = context_.workspace.floats(*message.hidden());
   const Matrix<int32_t> world_rows = context_.workspace.ints(*message.world_rows());
+  down_bias_ = weights.down_bias;
   route(weights, message.layer(), normed);
   run_shared_expert(weights, normed);
   const int64_t max_rows = max_own_rows(message);
@@ -275,6 +288,7 @@ void MoeActor::add_expert_rows(const model::MlpWeights& weights,
     expert_arrivals_.insert(expert_arrivals_.end(), taken.begin(), taken.end());
     gate_up_jobs_.push_back({&weights.gate_up, workspace.floats(expert_in_).rows_from(first, count),
                              gate_up.rows_from(first, count)});
+    gate_up_biases_.push_back(weights.gate_up_bias);
     down_jobs_.push_back({&weights.down, activated.rows_from(first, count),
                           workspace.floats(expert_out_).rows_from(first, count)});
     rows = rows.subspan(taken.size());
@@ -297,11 +311,15 @@ void MoeActor::run_expert_rows() {
                      {in.row(r), hidden_size});
   });
   layers::grouped_linear(gate_up_jobs_, Rounding::kNone);
-  layers::swiglu(gate_up, activated, context_.rounding);
+  for (size_t i = 0; i < gate_up_jobs_.size(); ++i)
+    if (!gate_up_biases_[i].empty())
+      layers::add_bias(gate_up_jobs_[i].y, gate_up_biases_[i], Rounding::kNone);
+  activate(gate_up, activated);
   layers::grouped_linear(down_jobs_, Rounding::kNone);
   keep_results(out);
   expert_arrivals_.clear();
   gate_up_jobs_.clear();
+  gate_up_biases_.clear();
   down_jobs_.clear();
 }
 
@@ -376,22 +394,27 @@ void MoeActor::add_answers(Matrix<const float> shared, Matrix<float> hidden, int
               first + begin + t);
 }
 
-// hidden += sum over the token's experts in ascending id of weight * result, + shared, in fp32 with
-// one rounding: the order does not depend on which rank computed what.
+// hidden += sum over the token's experts in ascending id of weight * result, then of weight *
+// down_bias, + shared, in fp32 with one rounding: the order does not depend on which rank computed
+// what.
 void MoeActor::add_token(Matrix<const float> results, const float* shared, Matrix<float> hidden,
                          int64_t row) {
+  const int32_t* experts = context_.workspace.ints(topk_ids_).row(row);
+  const float* scores = context_.workspace.floats(topk_weights_).row(row);
+  std::iota(expert_order_.begin(), expert_order_.end(), 0);
+  std::ranges::sort(expert_order_, {}, [&](int j) { return experts[j]; });
   const Matrix<float> sum = context_.workspace.floats(first_rows(expert_out_, 1));
   if (per_rank()) {
     std::copy_n(results.data, sum.cols, sum.data);
   } else {
-    const int32_t* experts = context_.workspace.ints(topk_ids_).row(row);
-    const float* scores = context_.workspace.floats(topk_weights_).row(row);
-    std::iota(expert_order_.begin(), expert_order_.end(), 0);
-    std::ranges::sort(expert_order_, {}, [&](int j) { return experts[j]; });
     std::fill_n(sum.data, sum.cols, 0.0f);
     for (const int j : expert_order_)
       for (int64_t i = 0; i < sum.cols; ++i) sum.data[i] += scores[j] * results.row(j)[i];
   }
+  if (!down_bias_.empty())
+    for (const int j : expert_order_)
+      for (int64_t i = 0; i < sum.cols; ++i)
+        sum.data[i] += scores[j] * down_bias_[experts[j] * sum.cols + i];
   if (shared != nullptr)
     for (int64_t i = 0; i < sum.cols; ++i) sum.data[i] += shared[i];
   round_rows(sum, sum, context_.rounding);

@@ -42,6 +42,7 @@ class MoeActor final : public Actor {
                Matrix<float> y);
   // This rank's part of it: a sum over its leaves of the width, not rounded.
   void mlp_part(const model::MlpWeights& weights, Matrix<const float> x, Matrix<float> y);
+  void activate(Matrix<const float> gate_up, Matrix<float> out);
   void run_moe(const msg::FeedForward& message, const model::MoeWeights& weights);
   void route(const model::MoeWeights& weights, int layer, Matrix<const float> normed);
   // Rows [first, first + count) of the layer's own rows: dispatch -> experts -> combine, in rounds.
@@ -83,6 +84,8 @@ class MoeActor final : public Actor {
   std::vector<int> expert_order_;  // [topk]
   std::vector<comm::MoeExchange::Arrival> expert_arrivals_;  // those not yet computed
   std::vector<layers::LinearJob> gate_up_jobs_, down_jobs_;  // one per expert among them
+  std::vector<std::span<const float>> gate_up_biases_;       // of the same experts
+  std::span<const float> down_bias_;                         // of the layer
   std::vector<int32_t> chunk_rows_of_, answer_rows_of_;      // [world], of a chunk, of a round
 
   msg::Tensor gate_logits_, topk_ids_, topk_weights_;  // [max_rows, ...] own rows

@@ -19,55 +19,6 @@ bool has_checkpoint(const std::filesystem::path& directory) {
          std::filesystem::exists(directory / "model.safetensors");
 }
 
-// Weights that are counted and not packed: of a family that can only be checked.
-class WeightSum {
- public:
-  WeightSum(int world_size, LaunchMemory& memory) : world_size_(world_size), memory_(memory) {}
-
-  // `bytes` cut into `shards` equal parts, each on world_size / shards ranks.
-  void add(int shards, double bytes) {
-    if (shards < world_size_) {
-      shared_ += bytes;
-      memory_.shared_weights = static_cast<size_t>(shared_);
-    } else {
-      own_ += bytes / shards;
-      for (RankMemory& rank : memory_.ranks) rank.private_weights = static_cast<size_t>(own_);
-    }
-  }
-
- private:
-  int world_size_;
-  LaunchMemory& memory_;
-  double shared_ = 0, own_ = 0;
-};
-
-// bf16, and experts of 4 bits with a scale byte for 32 of them, or bf16.
-void count_gpt_oss(const model::ModelConfig& model, const model::ParallelLayout& layout,
-                   LaunchMemory& memory) {
-  memory.weights_remark = "weights are counted from config.json";
-  const model::ParallelSizes& sizes = layout.sizes();
-  const auto hidden = static_cast<double>(model.hidden_size);
-  const auto width = static_cast<double>(model.moe_intermediate_size);
-  const double head = static_cast<double>(model.v_head_dim);
-  const int heads = model.num_attention_heads, kv_heads = model.num_key_value_heads;
-  const int experts = model.n_routed_experts, layers = model.num_hidden_layers;
-  constexpr double kBf16 = 2;
-  const double expert_weight = model.weight_bits == 4 ? 17.0 / 32 : kBf16;
-
-  WeightSum sum(sizes.world_size, memory);
-  sum.add(sizes.embed_tp_size, kBf16 * static_cast<double>(model.vocab_size) * hidden);
-  sum.add(sizes.lmhead_tp_size, kBf16 * static_cast<double>(model.vocab_size) * hidden);
-  sum.add(1, kBf16 * hidden * (2 * layers + 1));                                    // norms
-  sum.add(sizes.attn_tp_size, kBf16 * layers * heads * (head * (hidden + 1) + 1));  // q, sinks
-  sum.add(std::min(sizes.attn_tp_size, kv_heads),
-          kBf16 * layers * 2 * kv_heads * head * (hidden + 1));
-  sum.add(layout.o_proj_tp_size(), kBf16 * layers * hidden * (heads * head + 1));
-  sum.add(1, kBf16 * layers * experts * (hidden + 1));  // router
-  sum.add(sizes.world_size,
-          static_cast<double>(layers) * experts *
-              (expert_weight * 3 * hidden * width + kBf16 * (2 * width + hidden)));
-}
-
 // As packed by the ranks: what is measured here is what they will hold.
 void count_packed(const Config& config, model::ModelConfig model,
                   const model::ParallelLayout& layout, model::WeightOptions options,
@@ -89,26 +40,13 @@ void count_packed(const Config& config, model::ModelConfig model,
     memory.ranks[rank].private_weights = loader.private_bytes(rank);
 }
 
-size_t kv_cache_bytes(const model::ModelConfig& model, const model::ParallelLayout& layout,
-                      const msg::LaunchT& launch, int world_rank) {
-  layers::KvCacheShape shape = actors::kv_cache_shape(launch, model);
-  if (model.num_key_value_heads == 0) return shape.bytes();
-  shape.width = 2 * layout.kv_heads(world_rank).size() * model.v_head_dim;
-  const auto num_full = static_cast<int>(std::ranges::count(model.sliding_layers, false));
-  shape.num_layers = num_full;
-  const size_t full = shape.bytes();
-  // A window and the block it leaves and enters, of each sequence.
-  shape.num_layers = model.num_hidden_layers - num_full;
-  shape.num_blocks = std::min(shape.num_blocks,
-                              (model.sliding_window / shape.block_size + 2) * launch.max_sequences);
-  return full + shape.bytes();
-}
-
 // fp32 rows of one layer at its widest, and the logits.
 size_t workspace_bytes(const model::ModelConfig& model, const model::ParallelLayout& layout,
                        const actors::SchedulerLimits& limits) {
   const int64_t heads = layout.heads(0).size();
-  const int64_t attention = heads * (model.qk_head_dim() + model.kv_width() + model.v_head_dim);
+  const int64_t key_width =
+      model.uses_gqa() ? 2 * layout.max_kv_heads() * model.v_head_dim : heads * model.kv_width();
+  const int64_t attention = heads * (model.qk_head_dim() + model.v_head_dim) + key_width;
   const int64_t moe = model.gate.topk * (2 * model.moe_intermediate_size + model.hidden_size);
   const int64_t mlp = 2 * std::max(model.intermediate_size, model.shared_intermediate_size());
   const int64_t row = 4 * model.hidden_size + std::max({attention, moe, mlp});
@@ -147,17 +85,14 @@ LaunchMemory launch_memory(const Config& config, const model::ModelConfig& model
                            const model::ParallelLayout& layout,
                            const actors::SchedulerLimits& limits) {
   const msg::LaunchT launch = describe_launch(config, limits, 0);
+  const size_t kv_cache = actors::kv_cache_shape(launch, model).bytes();
   LaunchMemory memory;
   for (int rank = 0; rank < limits.world_size; ++rank)
     memory.ranks.push_back({.private_weights = 0,
-                            .kv_cache = kv_cache_bytes(model, layout, launch, rank),
+                            .kv_cache = kv_cache,
                             .windows = static_cast<size_t>(launch.comm_buffer_bytes),
                             .workspace = workspace_bytes(model, layout, limits)});
-  if (model.family == model::Family::kGptOss) {
-    count_gpt_oss(model, layout, memory);
-  } else {
-    count_packed(config, model, layout, actors::weight_options(launch), memory);
-  }
+  count_packed(config, model, layout, actors::weight_options(launch), memory);
   return memory;
 }
 

@@ -1,7 +1,9 @@
-// layers/kv_cache.h: the paged cache of MLA latents.
+// layers/kv_cache.h: the paged cache of keys and values.
 //
-// A row is one position of one layer: the normed latent, then the rotated shared key:
+// A row is one position of one layer. With MLA the normed latent, then the rotated shared key:
 //   [kv_lora_rank + qk_rope_head_dim] elements of the cache type
+// with GQA the rotated keys of the rank's kv heads, then their values:
+//   [kv_heads, head_dim], [kv_heads, head_dim]
 // A sequence's rows lie in blocks of block_size positions; its block table names them in order, the
 // same blocks in every layer. Positions are absolute: writing a position again replaces it, which
 // is how speculative tokens are rolled back.
@@ -22,7 +24,7 @@ struct KvCacheShape {
   int num_layers = 0;
   int64_t num_blocks = 0;
   int block_size = 0;  // positions
-  int64_t width = 0;   // kv_lora_rank + qk_rope_head_dim
+  int64_t width = 0;   // elements of a row
   KvType type = KvType::kBf16;
 
   size_t row_bytes() const { return width * (type == KvType::kF32 ? sizeof(float) : sizeof(Bf16)); }

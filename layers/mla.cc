@@ -61,7 +61,8 @@ void reference::mla_attention(const MlaShape& shape, const KvCache& cache, int l
                               Matrix<float> o) {
   const AttentionGroup group = group_of(shape);
   check_shapes(group, cache, queries, q, o);
-  for (int64_t t = 0; t < q.rows; ++t) attend(group, cache, layer, queries[t], q.row(t), o.row(t));
+  for (int64_t t = 0; t < q.rows; ++t)
+    reference::attend(group, cache, layer, queries[t], q.row(t), o.row(t));
 }
 
 }  // namespace troupe::layers

@@ -180,6 +180,24 @@ void read_gpt_oss(const JsonObject& json, const nlohmann::json& file, ModelConfi
   config.gate.score = layers::ScoreFunction::kSoftmaxOfChosen;
 }
 
+// Hugging Face's configuration_qwen3_moe.py; every layer has experts, as in all published models.
+void read_qwen3_moe(const JsonObject& json, ModelConfig& config) {
+  read_gqa(json, config);
+  for (const char* key : {"attention_bias", "use_sliding_window"})
+    if (json.boolean(key, false)) json.fail(key, "true is not supported; supported: false");
+  if (json.integer("decoder_sparse_step", kLayers, 1) != 1)
+    json.fail("decoder_sparse_step", "must be 1: dense layers are not supported");
+  if (!json.integers("mlp_only_layers", kLayers).empty())
+    json.fail("mlp_only_layers", "must be empty: dense layers are not supported");
+  config.n_routed_experts = as_int(json.integer("num_experts", {1, kExperts.max}));
+  config.moe_intermediate_size = json.integer("moe_intermediate_size", kWidth);
+  layers::TopkGateConfig& gate = config.gate;
+  gate.num_experts = config.n_routed_experts;
+  gate.topk = as_int(json.integer("num_experts_per_tok", {1, config.n_routed_experts}));
+  gate.score = layers::ScoreFunction::kSoftmax;
+  gate.normalize = json.boolean("norm_topk_prob", false);
+}
+
 void read_fp8(const JsonObject& quantization, ModelConfig& config) {
   quantization.choice<bool>("fmt", {{"e4m3", true}}, true);
   quantization.choice<bool>("activation_scheme", {{"dynamic", true}}, true);
@@ -228,6 +246,20 @@ void read_eos(const std::filesystem::path& directory, const JsonObject& json, Mo
   for (const int64_t id : found) config.eos_token_ids.push_back(static_cast<int32_t>(id));
 }
 
+// GGUF files hold other tensors, in quantisations of their own, and no config.json.
+void refuse_gguf(const std::filesystem::path& path) {
+  const auto refuse = [&](const std::filesystem::path& found) {
+    throw_user_error(
+        "{}: GGUF files are not read; give the directory of the checkpoint that it was made from "
+        "(config.json and *.safetensors, as published on Hugging Face)",
+        found.string());
+  };
+  if (path.extension() == ".gguf") refuse(path);
+  if (!std::filesystem::is_directory(path) || std::filesystem::exists(path / "config.json")) return;
+  for (const auto& entry : std::filesystem::directory_iterator(path))
+    if (entry.path().extension() == ".gguf") refuse(entry.path());
+}
+
 }  // namespace
 
 float ModelConfig::softmax_scale() const {
@@ -237,6 +269,7 @@ float ModelConfig::softmax_scale() const {
 }
 
 ModelConfig read_model_config(const std::filesystem::path& directory, ModelUse use) {
+  refuse_gguf(directory);
   const std::filesystem::path path = directory / "config.json";
   const nlohmann::json file = read_json_file(path);
   const JsonObject json(file, path.string());
@@ -244,17 +277,23 @@ ModelConfig read_model_config(const std::filesystem::path& directory, ModelUse u
   config.family = json.choice<Family>("model_type", {{"deepseek_v2", Family::kDeepseekV2},
                                                      {"deepseek_v3", Family::kDeepseekV3},
                                                      {"kimi_k2", Family::kDeepseekV3},
-                                                     {"gpt_oss", Family::kGptOss}});
+                                                     {"gpt_oss", Family::kGptOss},
+                                                     {"qwen3_moe", Family::kQwen3Moe}});
   config.model_type = file["model_type"];
   read_sizes(json, config);
   read_rope(json, config);
-  if (config.family == Family::kGptOss) {
-    read_gpt_oss(json, file, config);
-    config.not_runnable =
-        "model_type gpt_oss can be checked, not run yet; deepseek_v2, deepseek_v3 and kimi_k2 can";
-  } else {
-    read_attention(json, config);
-    read_moe(json, config);
+  switch (config.family) {
+    case Family::kDeepseekV2:
+    case Family::kDeepseekV3:
+      read_attention(json, config);
+      read_moe(json, config);
+      break;
+    case Family::kGptOss:
+      read_gpt_oss(json, file, config);
+      break;
+    case Family::kQwen3Moe:
+      read_qwen3_moe(json, config);
+      break;
   }
   read_quantization(json, config);
   read_eos(directory, json, config);

@@ -13,7 +13,7 @@
 
 namespace troupe::model {
 
-enum class Family { kDeepseekV2, kDeepseekV3, kGptOss };
+enum class Family { kDeepseekV2, kDeepseekV3, kGptOss, kQwen3Moe };
 
 // Field names are those of the Hugging Face config.json.
 struct ModelConfig {
@@ -31,8 +31,8 @@ struct ModelConfig {
   int64_t qk_nope_head_dim = 0;
   int64_t qk_rope_head_dim = 0;
   int64_t v_head_dim = 0;
-  // Grouped-query attention (gpt_oss), where qk_rope_head_dim and v_head_dim are its head_dim. MLA
-  // has one latent row for all heads and leaves these 0.
+  // Grouped-query attention (gpt_oss, qwen3_moe), where qk_rope_head_dim and v_head_dim are its
+  // head_dim. MLA has one latent row for all heads and leaves these 0.
   int num_key_value_heads = 0;
   int64_t sliding_window = 0;        // positions a sliding layer sees
   std::vector<bool> sliding_layers;  // by layer; empty: none

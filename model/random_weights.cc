@@ -1,5 +1,6 @@
 #include "model/random_weights.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -64,6 +65,7 @@ float deviation(const TensorSpec& tensor) {
       return 0;
     case TensorKind::kLinear:
     case TensorKind::kUnquantized:
+    case TensorKind::kMxfp4:
       break;
   }
   return 1 / std::sqrt(static_cast<float>(tensor.cols));
@@ -94,26 +96,36 @@ layers::SourceRows RandomSource::read(const TensorSpec& tensor, Range rows, Rang
   source.type = source_type(dtype);
   source.row_stride = tensor.cols;
   source.first_row = rows.begin;
-  const uint64_t key = key_of(seed_, tensor.name);
-  const int64_t first = rows.begin * tensor.cols;
-  const int64_t count = rows.size() * tensor.cols;
-  const float factor = deviation(tensor) / kTriangularDeviation;
-  const float center = tensor.kind == TensorKind::kNorm ? 1 : 0;
-  const auto value = [=](uint16_t bits) { return center + factor * triangular(bits); };
-  buffer.data.resize(count * dtype_size(dtype));
+  buffer.data.resize(rows.size() * tensor.cols * dtype_size(dtype));
   source.data = buffer.data.data();
+  // Rows that follow each other are made at once.
+  const int64_t at_once = tensor.row_step == 1 ? std::max<int64_t>(rows.size(), 1) : 1;
+  for (int64_t row = rows.begin; row < rows.end; row += at_once)
+    fill_rows(tensor, tensor.stored_row(row) * tensor.cols, at_once * tensor.cols,
+              buffer.data.data() + (row - rows.begin) * tensor.cols * dtype_size(dtype));
   if (dtype == Dtype::kF8E4M3) {
-    fill<uint8_t>(key, first, count, buffer.data.data(), fp8_code);
     fill_scales(tensor, buffer.scales);
     source.scales = buffer.scales.data();
     source.scale_stride = num_fp8_blocks(tensor.cols);
-  } else if (dtype == Dtype::kF32) {
-    fill<uint16_t>(key, first, count, reinterpret_cast<float*>(buffer.data.data()), value);
-  } else {
-    fill<uint16_t>(key, first, count, reinterpret_cast<Bf16*>(buffer.data.data()),
-                   [&](uint16_t bits) { return to_bf16(value(bits)); });
   }
   return source;
+}
+
+void RandomSource::fill_rows(const TensorSpec& tensor, int64_t first, int64_t count,
+                             std::byte* out) const {
+  const uint64_t key = key_of(seed_, tensor.name);
+  const float factor = deviation(tensor) / kTriangularDeviation;
+  const float center = tensor.kind == TensorKind::kNorm ? 1 : 0;
+  const auto value = [=](uint16_t bits) { return center + factor * triangular(bits); };
+  switch (type(tensor)) {
+    case Dtype::kF8E4M3:
+      return fill<uint8_t>(key, first, count, out, fp8_code);
+    case Dtype::kF32:
+      return fill<uint16_t>(key, first, count, reinterpret_cast<float*>(out), value);
+    default:
+      return fill<uint16_t>(key, first, count, reinterpret_cast<Bf16*>(out),
+                            [&](uint16_t bits) { return to_bf16(value(bits)); });
+  }
 }
 
 }  // namespace troupe::model

@@ -8,7 +8,7 @@ namespace troupe::model {
 // Every element is a function of (seed, tensor name, its index in the tensor) alone, so that a
 // model has the same weights whatever ranks hold them. Variances are chosen so that activations
 // stay near 1: matrices 1 / inputs, embeddings 1, norms are 1, biases small. Linears are fp8 with
-// scales when `fp8` is set, biases F32, all else is bf16.
+// scales when `fp8` is set, biases F32, all else is bf16 (MXFP4 experts too).
 class RandomSource final : public WeightSource {
  public:
   RandomSource(uint64_t seed, bool fp8);
@@ -20,6 +20,8 @@ class RandomSource final : public WeightSource {
                           RowBuffer& buffer) const override;
 
  private:
+  // Elements [first, first + count) of the stored tensor.
+  void fill_rows(const TensorSpec& tensor, int64_t first, int64_t count, std::byte* out) const;
   void fill_scales(const TensorSpec& tensor, std::vector<float>& scales) const;
 
   uint64_t seed_;

@@ -205,15 +205,41 @@ PackedMatrix WeightBuilder::transposed(int tp_size, const PerShard<MatrixPart>& 
 }
 
 std::span<const float> WeightBuilder::vector(const TensorSpec& tensor) {
-  const Dtype dtype = source_.type(tensor);
-  const size_t bytes = static_cast<size_t>(tensor.cols) * sizeof(float);
-  auto* memory = reinterpret_cast<float*>(take(1, bytes));
-  if (packs(1, 0, bytes)) {
-    const layers::SourceRows row = source_.read(tensor, {0, 1}, {0, tensor.cols}, buffer_);
-    for (int64_t i = 0; i < tensor.cols; ++i) memory[i] = widen(dtype, row.data, i);
-    if (progress_) progress_(bytes);
+  return vector(1, [&](int) { return std::vector{tensor}; });
+}
+
+std::span<const float> WeightBuilder::vector(int tp_size,
+                                             const PerShard<std::vector<TensorSpec>>& shard_parts) {
+  std::span<const float> mine;
+  for (const int shard : visited_shards(tp_size)) {
+    const std::vector<TensorSpec> parts = shard_parts(shard);
+    size_t elements = 0;
+    for (const TensorSpec& part : parts) {
+      source_.type(part);
+      elements += static_cast<size_t>(part.rows * part.cols);
+    }
+    const size_t bytes = elements * sizeof(float);
+    auto* memory = reinterpret_cast<float*>(take(tp_size, bytes));
+    if (packs(tp_size, shard, bytes)) {
+      float* out = memory;
+      for (const TensorSpec& part : parts) {
+        widen_into(part, out);
+        out += part.rows * part.cols;
+      }
+      if (progress_) progress_(bytes);
+    }
+    if (holds(tp_size, shard)) mine = {memory, memory == nullptr ? 0 : elements};
   }
-  return {memory, memory == nullptr ? 0 : static_cast<size_t>(tensor.cols)};
+  return mine;
+}
+
+void WeightBuilder::widen_into(const TensorSpec& tensor, float* out) {
+  const Dtype dtype = source_.type(tensor);
+  const layers::SourceRows source =
+      source_.read(tensor, {0, tensor.rows}, {0, tensor.cols}, buffer_);
+  for (int64_t row = 0; row < tensor.rows; ++row)
+    for (int64_t i = 0; i < tensor.cols; ++i)
+      *out++ = widen(dtype, source.data, row * source.row_stride + i);
 }
 
 Embedding WeightBuilder::embedding(const TensorSpec& tensor, int tp_size,

@@ -55,8 +55,11 @@ class WeightBuilder {
   PackedMatrix dequantized(int tp_size, const PerShard<MatrixPart>& shard_part);
   // The same of the part's transpose: [tensor.cols, part rows].
   PackedMatrix transposed(int tp_size, const PerShard<MatrixPart>& shard_part);
-  // Widened to fp32; every rank holds all of it.
+  // Widened to fp32; every rank holds all of it. A tensor of several rows gives one after the
+  // other.
   std::span<const float> vector(const TensorSpec& tensor);
+  // The same, cut into shards: each shard's tensors one after the other.
+  std::span<const float> vector(int tp_size, const PerShard<std::vector<TensorSpec>>& shard_parts);
   Embedding embedding(const TensorSpec& tensor, int tp_size, const PerShard<Range>& shard_rows);
 
   size_t shared_bytes() const { return shared_bytes_; }
@@ -77,6 +80,7 @@ class WeightBuilder {
                       const std::function<void(Range)>& pack);
   void pack_matrix(int tp_size, int shard, const MatrixSpec& spec, PackedMatrix& matrix);
   void pack_piece(const MatrixSpec& spec, Range rows, PackedMatrix& matrix);
+  void widen_into(const TensorSpec& tensor, float* out);
   void pack_transposed(const MatrixPart& part, PackedMatrix& matrix);
 
   const WeightSource& source_;

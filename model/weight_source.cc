@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "model/mxfp4.h"
 
 namespace troupe::model {
 
@@ -39,6 +40,10 @@ const Tensor& CheckpointSource::scales_of(const TensorSpec& tensor) const {
 }
 
 Dtype CheckpointSource::type(const TensorSpec& tensor) const {
+  if (tensor.kind == TensorKind::kMxfp4) {
+    require_mxfp4(tensor);
+    return Dtype::kBf16;
+  }
   const Dtype dtype = checkpoint_.require(tensor.name, tensor.shape()).dtype;
   const bool matrix = !tensor.is_vector() && tensor.kind != TensorKind::kEmbedding;
   if (dtype == Dtype::kF8E4M3 && matrix) {
@@ -52,22 +57,92 @@ Dtype CheckpointSource::type(const TensorSpec& tensor) const {
 
 SourceRows CheckpointSource::read(const TensorSpec& tensor, Range rows, Range cols,
                                   RowBuffer& buffer) const {
+  if (tensor.kind == TensorKind::kMxfp4) return read_mxfp4(tensor, rows, cols, buffer);
+  SourceRows source = read_plain(tensor, rows, buffer);
+  if (source.type == SourceRows::Type::kFp8) check_fp8(tensor, rows, cols, source);
+  return source;
+}
+
+SourceRows CheckpointSource::read_plain(const TensorSpec& tensor, Range rows,
+                                        RowBuffer& buffer) const {
   const Tensor& stored = checkpoint_.require(tensor.name, tensor.shape());
   SourceRows source;
   source.type = source_type(stored.dtype);
-  source.data = stored.data + rows.begin * tensor.cols * dtype_size(stored.dtype);
-  source.row_stride = tensor.cols;
+  source.data =
+      stored.data + tensor.stored_row(rows.begin) * tensor.cols * dtype_size(stored.dtype);
+  source.row_stride = tensor.row_step * tensor.cols;
   source.first_row = rows.begin;
   if (stored.dtype == Dtype::kF8E4M3) {
+    TROUPE_CHECK(tensor.stored_shape.empty(), "{}", tensor.name);  // scales are the whole tensor's
     // Copied: nothing in the format aligns them. They are 1/4096 of what they scale.
     const Tensor& scales = scales_of(tensor);
     buffer.scales.resize(scales.bytes / sizeof(float));
     if (scales.bytes > 0) std::memcpy(buffer.scales.data(), scales.data, scales.bytes);
     source.scales = buffer.scales.data();
     source.scale_stride = num_fp8_blocks(tensor.cols);
-    check_fp8(tensor, rows, cols, source);
   }
   return source;
+}
+
+namespace {
+
+struct Mxfp4Shapes {
+  std::vector<int64_t> blocks, scales;  // [..., cols / 32, 16] and [..., cols / 32]
+};
+
+Mxfp4Shapes mxfp4_shapes(const TensorSpec& tensor) {
+  std::vector<int64_t> shape = tensor.shape();
+  shape.back() = tensor.cols / kMxfp4Block;
+  Mxfp4Shapes shapes{shape, shape};
+  shapes.blocks.push_back(kMxfp4BlockBytes);
+  return shapes;
+}
+
+}  // namespace
+
+void CheckpointSource::require_mxfp4(const TensorSpec& tensor) const {
+  if (has(tensor.name))
+    throw_user_error("{}: tensor '{}' is not quantised; use the checkpoint with MXFP4 experts",
+                     directory_, tensor.name);
+  if (tensor.cols % kMxfp4Block != 0)
+    throw_user_error("{}: tensor '{}' has {} inputs; MXFP4 takes a multiple of {}", directory_,
+                     tensor.name, tensor.cols, kMxfp4Block);
+  const Mxfp4Shapes shapes = mxfp4_shapes(tensor);
+  for (const auto& [ending, shape] :
+       {std::pair{"_blocks", &shapes.blocks}, {"_scales", &shapes.scales}}) {
+    const Dtype dtype = checkpoint_.require(tensor.name + ending, *shape).dtype;
+    if (dtype != Dtype::kU8)
+      throw_user_error("{}: tensor '{}{}' has type {}; MXFP4 is stored as U8", directory_,
+                       tensor.name, ending, dtype_name(dtype));
+  }
+}
+
+SourceRows CheckpointSource::read_mxfp4(const TensorSpec& tensor, Range rows, Range cols,
+                                        RowBuffer& buffer) const {
+  const Mxfp4Shapes shapes = mxfp4_shapes(tensor);
+  const Tensor& blocks = checkpoint_.require(tensor.name + "_blocks", shapes.blocks);
+  const Tensor& scales = checkpoint_.require(tensor.name + "_scales", shapes.scales);
+  const int64_t row_blocks = tensor.cols / kMxfp4Block;
+  const int64_t first_block = cols.begin / kMxfp4Block;
+  const int64_t last_block = (cols.end + kMxfp4Block - 1) / kMxfp4Block;
+  buffer.data.resize(rows.size() * tensor.cols * sizeof(Bf16));
+  auto* out = reinterpret_cast<Bf16*>(buffer.data.data());
+  for (int64_t row = rows.begin; row < rows.end; ++row, out += tensor.cols) {
+    const int64_t row_begin = tensor.stored_row(row) * row_blocks;
+    for (int64_t i = first_block; i < last_block; ++i) {
+      const auto scale = static_cast<uint8_t>(scales.data[row_begin + i]);
+      if (scale > kMxfp4MaxScale)
+        throw_user_error(
+            "{}: tensor '{}_scales' holds {} at row {}, block {}; scales are at most {}",
+            directory_, tensor.name, scale, tensor.stored_row(row), i, kMxfp4MaxScale);
+      dequantize_mxfp4(blocks.data + (row_begin + i) * kMxfp4BlockBytes, scale,
+                       out + i * kMxfp4Block);
+    }
+  }
+  return {.type = SourceRows::Type::kBf16,
+          .data = buffer.data.data(),
+          .row_stride = tensor.cols,
+          .first_row = rows.begin};
 }
 
 void CheckpointSource::check_fp8(const TensorSpec& tensor, Range rows, Range cols,

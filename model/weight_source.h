@@ -19,18 +19,25 @@ enum class TensorKind {
   kUnquantized,  // a matrix that stays as it is there: gate, eh_proj, lm_head
   kEmbedding,    // a lookup table
   kNorm,         // a vector of scales
-  kBias,         // a vector of offsets
+  kBias,         // offsets
+  kMxfp4,        // a matrix in 4-bit codes, "<name>_blocks", with a scale each 32, "<name>_scales"
 };
 
-// A tensor that a model family needs.
+// A tensor that a model family needs, or rows of one that holds more (all experts in one).
 struct TensorSpec {
   std::string name;
   TensorKind kind = TensorKind::kLinear;
   int64_t rows = 1;  // 1 for vectors
   int64_t cols = 0;
+  // Of a tensor that holds more: row r is elements [s * cols, (s + 1) * cols) of it, row-major,
+  // with s = first_row + r * row_step. stored_shape empty: the tensor is this matrix or vector.
+  int64_t first_row = 0, row_step = 1;
+  std::vector<int64_t> stored_shape = {};
 
   bool is_vector() const { return kind == TensorKind::kNorm || kind == TensorKind::kBias; }
+  int64_t stored_row(int64_t row) const { return first_row + row * row_step; }
   std::vector<int64_t> shape() const {
+    if (!stored_shape.empty()) return stored_shape;
     return is_vector() ? std::vector{cols} : std::vector{rows, cols};
   }
 };
@@ -46,11 +53,12 @@ class WeightSource {
   virtual ~WeightSource() = default;
 
   virtual bool has(std::string_view name) const = 0;
-  // The type it is stored in: kF32, kBf16 or, for matrices with their scales, kF8E4M3. Throws
-  // UserError when the tensor is missing or has another shape or type.
+  // The type in which read() gives it: kF32, kBf16 or, for matrices with their scales, kF8E4M3; an
+  // MXFP4 matrix is read as bf16, exactly. Throws UserError when the tensor is missing or has
+  // another shape or type.
   virtual Dtype type(const TensorSpec& tensor) const = 0;
-  // Rows `rows` of it, of which the caller will read inputs `cols`: those are checked (an fp8 code
-  // or scale that is no number is a UserError). Valid until `buffer` is used again.
+  // Rows `rows` of it, of which the caller will read inputs `cols`: those are checked (a code or
+  // scale that is no number is a UserError). Valid until `buffer` is used again.
   virtual layers::SourceRows read(const TensorSpec& tensor, Range rows, Range cols,
                                   RowBuffer& buffer) const = 0;
 };
@@ -66,6 +74,10 @@ class CheckpointSource final : public WeightSource {
 
  private:
   const Tensor& scales_of(const TensorSpec& tensor) const;
+  void require_mxfp4(const TensorSpec& tensor) const;
+  layers::SourceRows read_mxfp4(const TensorSpec& tensor, Range rows, Range cols,
+                                RowBuffer& buffer) const;
+  layers::SourceRows read_plain(const TensorSpec& tensor, Range rows, RowBuffer& buffer) const;
   void check_fp8(const TensorSpec& tensor, Range rows, Range cols,
                  const layers::SourceRows& source) const;
 

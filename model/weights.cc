@@ -1,7 +1,7 @@
 #include "model/weights.h"
 
 #include "base/error.h"
-#include "model/deepseek.h"
+#include "model/family_weights.h"
 #include "model/random_weights.h"
 #include "model/weight_builder.h"
 
@@ -15,7 +15,7 @@ struct WeightLoader::Impl {
 
   WeightBuilder measure(const ParallelLayout& of, int world_rank) const {
     WeightBuilder builder(*source, options, of.sizes().world_size, world_rank);
-    build_deepseek(config, of, options.with_mtp, builder);
+    build_weights(config, of, options.with_mtp, builder);
     return builder;
   }
 };
@@ -51,7 +51,7 @@ std::vector<size_t> WeightLoader::layer_bytes(int world_rank) const {
   WeightBuilder builder(*impl_->source, impl_->options, impl_->layout.sizes().world_size,
                         world_rank);
   const ModelWeights weights =
-      build_deepseek(impl_->config, impl_->layout, impl_->options.with_mtp, builder);
+      build_weights(impl_->config, impl_->layout, impl_->options.with_mtp, builder);
   std::vector<size_t> bytes;
   for (const LayerWeights& layer : weights.layers) bytes.push_back(layer.bytes);
   if (weights.mtp) bytes.push_back(weights.mtp->layer.bytes);
@@ -71,7 +71,7 @@ WeightLoader::Loaded WeightLoader::load(
   };
   WeightBuilder builder(*impl_->source, impl_->options, impl_->layout.sizes().world_size,
                         world_rank, {shared, loaded.private_memory.data()}, report);
-  loaded.weights = build_deepseek(impl_->config, impl_->layout, impl_->options.with_mtp, builder);
+  loaded.weights = build_weights(impl_->config, impl_->layout, impl_->options.with_mtp, builder);
   TROUPE_CHECK(builder.shared_bytes() == measured.shared_bytes() &&
                    builder.own_bytes() == measured.own_bytes() && done == measured.packed_bytes(),
                "packed {} of {} bytes", done, measured.packed_bytes());

@@ -31,20 +31,34 @@ struct MlaWeights {                 // one layer's; h = this rank's heads
   std::vector<PackedMatrix> w_uv;  // per head [v, kv_lora]: from latent to value
 };
 
-struct AttentionWeights {
-  std::optional<MlaWeights> mla;
-  PackedMatrix o;  // [hidden, h v], 16 leaves over all heads' h v
+struct GqaWeights {  // one layer's; h = this rank's heads, g = the kv heads they read
+  PackedMatrix qkv;  // [(h + 2 g) head_dim, hidden]: queries, keys, values
+  std::span<const float> qkv_bias;        // [(h + 2 g) head_dim]; empty without
+  std::span<const float> q_norm, k_norm;  // [head_dim]; empty without
+  std::span<const float> sinks;           // [h]; empty without
 };
 
-struct MlpWeights {      // gated MLP of some width w
-  PackedMatrix gate_up;  // [2 w, hidden]: gate rows, then up rows
-  PackedMatrix down;     // [hidden, w], 16 leaves
+struct AttentionWeights {
+  std::optional<MlaWeights> mla;  // one of the two
+  std::optional<GqaWeights> gqa;
+  PackedMatrix o;                 // [hidden, h v], 16 leaves over all heads' h v
+  std::span<const float> o_bias;  // [hidden]; empty without
+};
+
+struct MlpWeights {                     // gated MLP of some width w
+  PackedMatrix gate_up;                 // [2 w, hidden]: gate rows, then up rows
+  std::span<const float> gate_up_bias;  // [2 w]; empty without
+  PackedMatrix down;                    // [hidden, w], 16 leaves
 };
 
 struct MoeWeights {
-  PackedMatrix gate;                 // [experts, hidden]
-  std::span<const float> gate_bias;  // [experts]; empty without one
-  std::vector<MlpWeights> experts;   // this rank's, in ascending id
+  PackedMatrix gate;                   // [experts, hidden]
+  std::span<const float> router_bias;  // [experts], added to its logits; empty without
+  std::span<const float> gate_bias;    // [experts], which steers the choice; empty without
+  // [experts * hidden] of all ranks' experts: whoever sums the experts' parts adds it to each, as
+  // no rank may hold all parts of an expert. Empty without.
+  std::span<const float> down_bias;
+  std::vector<MlpWeights> experts;  // this rank's, in ascending id
   std::optional<MlpWeights> shared;
 };
 

@@ -164,7 +164,7 @@ std::filesystem::path gpt_oss(int num_layers) {
                                                 num_layers));
 }
 
-TEST(CheckReport, GptOssIsLaidOutAndRefusedToRun) {
+TEST(CheckReport, ShowsWhichRankHoldsWhichKeyAndValueHeads) {
   Config config = tiny({"model_config.next_n=0", "parallel_config.world_size=16",
                         "parallel_config.attn_tp_size=16", "parallel_config.moe_tp_size=8"});
   config.model.model_path = gpt_oss(36);
@@ -173,19 +173,18 @@ TEST(CheckReport, GptOssIsLaidOutAndRefusedToRun) {
 
   EXPECT_TRUE(contains(report, "4 of 64 heads, 1 of 8 KV heads")) << report;
   EXPECT_TRUE(contains(report, "\n    3    0    12-15        1     0-63 ")) << report;
-  EXPECT_TRUE(contains(report, "run cannot do yet:\n  ")) << report;
-  EXPECT_TRUE(contains(report, "model_type gpt_oss can be checked, not run yet")) << report;
+  EXPECT_FALSE(contains(report, "run cannot do yet")) << report;
 }
 
-// 36 x 128 experts of 3 x 2880 x 2880 4-bit weights with a scale of 8 bits for 32 are 60.9 GB, with
-// bf16 biases 79.6 MB more: 56.8 GiB.
-TEST(CheckReport, GptOssExpertsAreCountedAsTheyAreStored) {
+// 36 x 16 experts a rank of 3 x 2880 x 2880 weights, which are kept as bf16, with fp32 biases of
+// gate and up.
+TEST(CheckReport, GptOssExpertsAreCountedAsTheyAreHeld) {
   Config config = tiny({"model_config.next_n=0", "parallel_config.world_size=8"});
   config.model.model_path = gpt_oss(36);
-  const double experts = 36.0 * 128 * (3.0 * 2880 * 2880 * 17 / 32 + 2 * 3 * 2880);
+  const double experts = 36.0 * 16 * (3.0 * 2880 * 2880 * 2 + 2 * 2880 * 4);
 
   EXPECT_TRUE(
-      contains(check_report(config, false), fmt::format(" {:.2f} GiB", experts / 8 / (1 << 30))))
+      contains(check_report(config, false), fmt::format(" {:.2f} GiB", experts / (1 << 30))))
       << check_report(config, false);
 }
 

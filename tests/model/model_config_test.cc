@@ -122,7 +122,7 @@ ModelConfig check(const json& config) {
   return read_model_config(directory.path(), ModelUse::kCheck);
 }
 
-TEST(ModelConfig, GptOssIsReadToBeCheckedOnly) {
+TEST(ModelConfig, ReadsGptOss) {
   const ModelConfig config = check(gpt_oss_json());
 
   EXPECT_EQ(config.family, Family::kGptOss);
@@ -136,8 +136,18 @@ TEST(ModelConfig, GptOssIsReadToBeCheckedOnly) {
   EXPECT_EQ(config.gate.topk, 4);
   EXPECT_EQ(config.weight_bits, 4);
   EXPECT_TRUE(config.is_moe_layer(0));
-  EXPECT_CONTAINS(user_error([] { read(gpt_oss_json()); }),
-                  "config.json: model_type gpt_oss can be checked, not run yet;");
+  EXPECT_EQ(config.gate.score, layers::ScoreFunction::kSoftmaxOfChosen);
+  EXPECT_EQ(config.rope_pairs, layers::RopePairs::kHalves);
+  EXPECT_FALSE(config.yarn->truncate);
+  EXPECT_EQ(config.clamped_swiglu->limit, 7);
+  EXPECT_FLOAT_EQ(config.clamped_swiglu->alpha, 1.702f);
+  EXPECT_FLOAT_EQ(config.softmax_scale(), 1 / std::sqrt(32.0f));
+  EXPECT_EQ(config.not_runnable, "");
+
+  json no_types = gpt_oss_json();
+  no_types.erase("layer_types");
+  EXPECT_EQ(check(no_types).window_of(2), 16);
+  EXPECT_EQ(check(no_types).window_of(3), 0);
 
   json wrong = gpt_oss_json();
   wrong["num_key_value_heads"] = 3;
@@ -145,6 +155,69 @@ TEST(ModelConfig, GptOssIsReadToBeCheckedOnly) {
   wrong = gpt_oss_json();
   wrong["layer_types"].push_back("full_attention");
   EXPECT_CONTAINS(user_error([&] { check(wrong); }), "layer_types must be a list");
+  wrong = gpt_oss_json();
+  wrong["layer_types"][1] = "chunked_attention";
+  EXPECT_CONTAINS(user_error([&] { check(wrong); }), "layer_types holds another entry");
+  wrong = gpt_oss_json();
+  wrong["attention_bias"] = false;
+  EXPECT_CONTAINS(user_error([&] { check(wrong); }), "attention_bias false is not supported");
+  wrong = gpt_oss_json();
+  wrong["head_dim"] = 31;
+  EXPECT_CONTAINS(user_error([&] { check(wrong); }), "head_dim must be even");
+  wrong = gpt_oss_json();
+  wrong["rope_scaling"]["attention_factor"] = 1.5;
+  EXPECT_CONTAINS(user_error([&] { check(wrong); }), "rope_scaling.attention_factor is not");
+}
+
+// Qwen3-30B-A3B's config.json.
+json qwen3_moe_json() {
+  return json::parse(R"({"model_type": "qwen3_moe", "vocab_size": 151936, "hidden_size": 2048,
+      "intermediate_size": 6144, "moe_intermediate_size": 768, "num_hidden_layers": 48,
+      "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128,
+      "num_experts_per_tok": 8, "norm_topk_prob": true, "decoder_sparse_step": 1,
+      "mlp_only_layers": [], "attention_bias": false, "use_sliding_window": false,
+      "sliding_window": null, "max_position_embeddings": 40960, "rms_norm_eps": 1e-06,
+      "rope_theta": 1000000.0, "rope_scaling": null, "tie_word_embeddings": false,
+      "hidden_act": "silu", "eos_token_id": 151645})");
+}
+
+TEST(ModelConfig, ReadsQwen3Moe) {
+  const ModelConfig config = check(qwen3_moe_json());
+
+  EXPECT_EQ(config.family, Family::kQwen3Moe);
+  EXPECT_EQ(config.num_key_value_heads, 4);
+  EXPECT_EQ(config.qk_head_dim(), 128);
+  EXPECT_EQ(config.moe_intermediate_size, 768);
+  EXPECT_EQ(config.gate.topk, 8);
+  EXPECT_EQ(config.gate.score, layers::ScoreFunction::kSoftmax);
+  EXPECT_TRUE(config.gate.normalize);
+  EXPECT_EQ(config.rope_pairs, layers::RopePairs::kHalves);
+  EXPECT_EQ(config.window_of(0), 0);
+  EXPECT_TRUE(config.is_moe_layer(0));
+  EXPECT_FALSE(config.gate_has_bias);
+
+  for (const auto& [key, value, error] :
+       {std::tuple<const char*, json, const char*>{"decoder_sparse_step", 2, "must be 1"},
+        {"mlp_only_layers", {0}, "must be empty"},
+        {"attention_bias", true, "true is not supported"},
+        {"use_sliding_window", true, "true is not supported"}}) {
+    json wrong = qwen3_moe_json();
+    wrong[key] = value;
+    EXPECT_CONTAINS(user_error([&] { check(wrong); }), fmt::format("{} {}", key, error));
+  }
+}
+
+TEST(ModelConfig, GgufFilesAreRefusedWithWhatToUseInstead) {
+  const TemporaryDirectory directory;
+  const auto file = directory.write("model-Q4_K_M.gguf", "GGUF");
+  for (const auto& path : {file, directory.path()}) {
+    const std::string error = user_error([&] { read_model_config(path); });
+    EXPECT_CONTAINS(error, "model-Q4_K_M.gguf: GGUF files are not read; give the directory of the");
+  }
+
+  // Beside a checkpoint they do not matter.
+  directory.write("config.json", qwen3_moe_json().dump());
+  EXPECT_EQ(read_model_config(directory.path()).family, Family::kQwen3Moe);
 }
 
 TEST(ModelConfig, ConvertedCheckpointsAreReadToBeCheckedOnly) {

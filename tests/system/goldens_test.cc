@@ -1,4 +1,4 @@
-// The reference outputs of four random-weight checkpoints, and the continuations of the model that
+// The reference outputs of five random-weight checkpoints, and the continuations of the model that
 // ships with the project: the same numbers whatever the number of ranks.
 #include <gtest/gtest.h>
 
@@ -66,7 +66,8 @@ TEST_P(GoldenModel, BeginsAsTheReferenceInBfloat16) {
 
 INSTANTIATE_TEST_SUITE_P(On, GoldenModel,
                          testing::Combine(testing::Values("ds3-tiny-bf16", "ds3-tiny-fp8",
-                                                          "ds-v2-lite-tiny", "kimi-k2-tiny"),
+                                                          "ds-v2-lite-tiny", "kimi-k2-tiny",
+                                                          "gpt-oss-tiny"),
                                           testing::Values(1, 2, 4, 8)),
                          [](const auto& test) {
                            std::string name = fmt::format("{}_{}_ranks", std::get<0>(test.param),

@@ -11,6 +11,7 @@
 
 #include "tests/system/layout_case.h"
 #include "tests/system/model_copy.h"
+#include "tests/system/qwen3_moe_reference.h"
 
 namespace troupe::system_tests {
 namespace {
@@ -76,16 +77,42 @@ TEST_P(LayoutMatrix, HasTheBitsOfOneRank) {
   expect_same_bits(one_rank, layouts(GetParam().quick_layouts));
 }
 
+// A config.json that lives as long as the program, for random weights.
+std::filesystem::path shape_directory(const std::string& name, const json& config) {
+  const std::filesystem::path directory = model::scratch_directory().path() / name;
+  std::filesystem::create_directories(directory);
+  std::ofstream(directory / "config.json") << config.dump();
+  return directory;
+}
+
+json gpt_oss_config(const json& changes) {
+  json config = json::parse(model::read_file(golden_directory("gpt-oss-tiny") / "config.json"));
+  config.update({{"vocab_size", 333}});
+  config.update(changes);
+  return config;
+}
+
 std::vector<Subject> subjects() {
   std::vector<Subject> all;
   for (const std::string dtype : {"bfloat16", "float32"}) {
     all.push_back({"tiny_moe_" + dtype, [=] { return tiny_moe_case(dtype); },
                    dtype == "float32" ? kQuickLayouts : kFewLayouts});
-    for (const std::string golden : {"ds3-tiny-bf16", "ds3-tiny-fp8", "ds-v2-lite-tiny"}) {
+    for (const std::string golden :
+         {"ds3-tiny-bf16", "ds3-tiny-fp8", "ds-v2-lite-tiny", "gpt-oss-tiny"}) {
       std::string name = golden + "_" + dtype;
       std::ranges::replace(name, '-', '_');
       all.push_back({name, [=] { return golden_case(golden, dtype); }});
     }
+    all.push_back({"random_qwen3_moe_" + dtype, [=] {
+                     const json config = Qwen3MoeSizes{.vocab = 333}.config();
+                     return random_weights_case(shape_directory("qwen3_moe", config), dtype);
+                   }});
+    // 24 query heads in groups of 8: with 4 attention ranks some have heads of two groups.
+    all.push_back({"random_gpt_oss_uneven_kv_heads_" + dtype, [=] {
+                     const json config =
+                         gpt_oss_config({{"num_attention_heads", 24}, {"num_key_value_heads", 3}});
+                     return random_weights_case(shape_directory("gpt_oss", config), dtype);
+                   }});
   }
   return all;
 }

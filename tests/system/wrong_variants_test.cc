@@ -98,6 +98,45 @@ std::function<void(ModelCopy&)> all(const char* ending,
 constexpr const char* kV3 = "ds3-tiny-bf16";
 constexpr const char* kFp8 = "ds3-tiny-fp8";
 constexpr const char* kV2 = "ds-v2-lite-tiny";
+constexpr const char* kGptOss = "gpt-oss-tiny";
+
+// A sink of minus infinity takes no share of the softmax.
+void set_minus_infinity(const std::string&, PlainTensor& tensor) {
+  ASSERT_EQ(tensor.dtype, "BF16");
+  for (size_t i = 0; i < tensor.bytes.size(); i += 2) tensor.bytes.replace(i, 2, "\x80\xff");
+}
+
+// gate * sigmoid(alpha gate) * up instead of (up + 1): the program adds 1 to what is 1 less.
+void subtract_one_from_up(const std::string&, PlainTensor& bias) {
+  ASSERT_EQ(bias.dtype, "BF16");
+  for (int64_t i = 1; i < std::ssize(bias.bytes) / 2; i += 2) {
+    const Bf16 less = to_bf16(to_float(Bf16{bias.at<uint16_t>(i)}) - 1);
+    std::memcpy(&bias.bytes[2 * i], &less.bits, 2);
+  }
+}
+
+void swap_nibbles(const std::string&, PlainTensor& blocks) {
+  for (char& c : blocks.bytes) {
+    const auto byte = static_cast<uint8_t>(c);
+    c = static_cast<char>(byte << 4 | byte >> 4);
+  }
+}
+
+void double_scales(const std::string&, PlainTensor& scales) {
+  for (char& c : scales.bytes) ++c;
+}
+
+// The first half of the rows were the gates, the second half the ups.
+void halves_for_pairs(const std::string&, PlainTensor& rows) {
+  const auto experts = static_cast<size_t>(rows.shape[0]),
+             count = static_cast<size_t>(rows.shape[1]);
+  const size_t row = rows.bytes.size() / experts / count;
+  const std::string before = rows.bytes;
+  for (size_t e = 0; e < experts; ++e)
+    for (size_t i = 0; i < count; ++i)
+      rows.bytes.replace((e * count + i) * row, row, before,
+                         (e * count + i / 2 + i % 2 * count / 2) * row, row);
+}
 
 INSTANTIATE_TEST_SUITE_P(
     Of, WrongVariant,
@@ -136,7 +175,35 @@ INSTANTIATE_TEST_SUITE_P(
                       const float one = 1;
                       for (size_t i = 0; i < scales.bytes.size(); i += sizeof one)
                         std::memcpy(scales.bytes.data() + i, &one, sizeof one);
-                    })}),
+                    })},
+        Variant{"NoSinks", kGptOss, all("sinks", set_minus_infinity)},
+        Variant{"NoWindow", kGptOss, [](ModelCopy& copy) { copy.config["sliding_window"] = 2048; }},
+        Variant{"WindowOneTooLong", kGptOss,
+                [](ModelCopy& copy) { copy.config["sliding_window"] = 17; }},
+        Variant{"WindowOnOddLayers", kGptOss,
+                [](ModelCopy& copy) {
+                  for (json& type : copy.config["layer_types"])
+                    type = type == "full_attention" ? "sliding_attention" : "full_attention";
+                }},
+        Variant{"NoPlusOne", kGptOss, all("gate_up_proj_bias", subtract_one_from_up)},
+        Variant{"NoClamp", kGptOss, [](ModelCopy& copy) { copy.config["swiglu_limit"] = 1e6; }},
+        Variant{"GateAndUpInHalves", kGptOss,
+                [](ModelCopy& copy) {
+                  copy.change_tensors("gate_up_proj_blocks", halves_for_pairs);
+                  copy.change_tensors("gate_up_proj_scales", halves_for_pairs);
+                  copy.change_tensors("gate_up_proj_bias", halves_for_pairs);
+                }},
+        Variant{"TruncatedYarn", kGptOss,
+                [](ModelCopy& copy) { copy.config["rope_scaling"]["truncate"] = true; }},
+        Variant{"NoYarnConcentration", kGptOss,
+                [](ModelCopy& copy) { copy.config["rope_scaling"]["mscale"] = 0; }},
+        Variant{"NoRouterBias", kGptOss, all("router.bias", set_zeros)},
+        Variant{"NoQueryBias", kGptOss, all("q_proj.bias", set_zeros)},
+        Variant{"NoOutputBias", kGptOss, all("o_proj.bias", set_zeros)},
+        Variant{"NoGateUpBias", kGptOss, all("gate_up_proj_bias", set_zeros)},
+        Variant{"NoDownBias", kGptOss, all("down_proj_bias", set_zeros)},
+        Variant{"NibblesSwapped", kGptOss, all("_blocks", swap_nibbles)},
+        Variant{"ScalesOffByOne", kGptOss, all("_scales", double_scales)}),
     [](const auto& test) { return test.param.name; });
 
 // The counterpart: copying alone changes nothing.
@@ -151,11 +218,12 @@ TEST_P(FaithfulCopy, IsTheGolden) {
   EXPECT_EQ(excess.misrouted, 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Of, FaithfulCopy, testing::Values(kV3, kFp8, kV2), [](const auto& test) {
-  std::string name = test.param;
-  std::ranges::replace(name, '-', '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Of, FaithfulCopy, testing::Values(kV3, kFp8, kV2, kGptOss),
+                         [](const auto& test) {
+                           std::string name = test.param;
+                           std::ranges::replace(name, '-', '_');
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace troupe::system_tests

@@ -1,0 +1,85 @@
+#include "actors/gqa_attention.h"
+
+#include <cstring>
+
+#include "layers/bias.h"
+#include "layers/linear.h"
+#include "layers/rms_norm.h"
+
+namespace troupe::actors {
+
+using layers::Rounding;
+
+GqaAttention::GqaAttention(const RankContext& context) : context_(context), rotary_(context) {
+  const model::ModelConfig& c = context_.config;
+  const int rank = context_.communicator.world_rank();
+  const model::Range heads = context_.layout.heads(rank), kv = context_.layout.kv_heads(rank);
+  const int heads_per_kv = c.num_attention_heads / c.num_key_value_heads;
+  shape_ = {.num_heads = static_cast<int>(heads.size()),
+            .num_kv_heads = static_cast<int>(kv.size()),
+            .heads_per_kv = heads_per_kv,
+            .first_head = static_cast<int>(heads.begin % heads_per_kv),
+            .head_dim = static_cast<int>(c.qk_head_dim()),
+            .softmax_scale = c.softmax_scale()};
+  const int64_t width = heads.size() * c.qk_head_dim();
+  qkv_ = context_.workspace.allocate(context_.max_rows, width + 2 * kv.size() * c.qk_head_dim());
+  cache_row_ = context_.workspace.allocate(1, context_.kv_cache.shape().width);
+  heads_out_ = context_.workspace.allocate(context_.max_rows, width);
+}
+
+void GqaAttention::begin_forward(std::span<const layers::KvQuery> queries,
+                                 Matrix<const int32_t> positions) {
+  queries_ = queries;
+  rotary_.set_positions(positions);
+}
+
+Matrix<float> GqaAttention::attend(int layer, const model::AttentionWeights& weights,
+                                   Matrix<const float> normed) {
+  const Matrix<float> qkv = project(*weights.gqa, normed);
+  const int64_t query_width = int64_t{shape_.num_heads} * shape_.head_dim;
+  write_keys_and_values(layer, qkv.columns_from(query_width, qkv.cols - query_width));
+  const Matrix<float> heads_out = context_.workspace.floats(first_rows(heads_out_, normed.rows));
+  layers::gqa_attention(shape_, context_.kv_cache, layer, context_.config.window_of(layer),
+                        weights.gqa->sinks, queries_, qkv.columns_from(0, query_width), heads_out);
+  round_rows(heads_out, heads_out, context_.rounding);
+  return heads_out;
+}
+
+Matrix<float> GqaAttention::project(const model::GqaWeights& weights, Matrix<const float> normed) {
+  const Matrix<float> qkv = context_.workspace.floats(first_rows(qkv_, normed.rows));
+  if (weights.qkv_bias.empty()) {
+    layers::linear(weights.qkv, normed, qkv, context_.rounding);
+  } else {
+    layers::linear(weights.qkv, normed, qkv, Rounding::kNone);
+    layers::add_bias(qkv, weights.qkv_bias, context_.rounding);
+  }
+  // Keys follow the queries: both are heads of the same width.
+  const int query_heads = shape_.num_heads, heads = query_heads + shape_.num_kv_heads;
+  const int64_t head_dim = shape_.head_dim;
+  if (!weights.q_norm.empty()) {
+    norm_heads(weights.q_norm, qkv.columns_from(0, query_heads * head_dim));
+    norm_heads(weights.k_norm,
+               qkv.columns_from(query_heads * head_dim, shape_.num_kv_heads * head_dim));
+  }
+  rotary_.rotate(qkv.columns_from(0, heads * head_dim), heads, head_dim);
+  return qkv;
+}
+
+void GqaAttention::norm_heads(std::span<const float> weight, Matrix<float> heads) {
+  for (int64_t first = 0; first < heads.cols; first += shape_.head_dim) {
+    const Matrix<float> head = heads.columns_from(first, shape_.head_dim);
+    layers::rms_norm(head, weight, context_.config.rms_norm_eps, head, context_.rounding);
+  }
+}
+
+// All ranks have rows of one width; a rank with fewer kv heads than another leaves its rows' ends.
+void GqaAttention::write_keys_and_values(int layer, Matrix<const float> keys_and_values) {
+  const Matrix<float> row = context_.workspace.floats(cache_row_);
+  for (int64_t r = 0; r < keys_and_values.rows; ++r) {
+    std::memcpy(row.data, keys_and_values.row(r), keys_and_values.cols * sizeof(float));
+    context_.kv_cache.write(layer, queries_[r].block_table, queries_[r].position,
+                            {row.data, static_cast<size_t>(row.cols)});
+  }
+}
+
+}  // namespace troupe::actors

@@ -1,0 +1,38 @@
+// actors/gqa_attention.h: grouped-query attention of one rank (layers/gqa.h): GPT-OSS, Qwen3-MoE.
+//
+// A cache row is the keys, then the values of the kv heads that this rank's query heads read. Where
+// an attention group has more ranks than there are kv heads, several ranks keep the same one.
+#pragma once
+
+#include "actors/attention_op.h"
+#include "actors/rotary_rows.h"
+#include "layers/gqa.h"
+
+namespace troupe::actors {
+
+class GqaAttention final : public AttentionOp {
+ public:
+  explicit GqaAttention(const RankContext& context);
+
+  void begin_forward(std::span<const layers::KvQuery> queries,
+                     Matrix<const int32_t> positions) override;
+  Matrix<float> attend(int layer, const model::AttentionWeights& weights,
+                       Matrix<const float> normed) override;
+
+ private:
+  // Queries, keys and values of the rows, queries and keys normed and rotated.
+  Matrix<float> project(const model::GqaWeights& weights, Matrix<const float> normed);
+  void norm_heads(std::span<const float> weight, Matrix<float> heads);
+  void write_keys_and_values(int layer, Matrix<const float> keys_and_values);
+
+  RankContext context_;
+  layers::GqaShape shape_;
+  RotaryRows rotary_;
+  std::span<const layers::KvQuery> queries_;
+
+  msg::Tensor qkv_;        // [max_rows, (heads + 2 kv heads) * head_dim]
+  msg::Tensor cache_row_;  // [1, width of the cache]
+  msg::Tensor heads_out_;  // [max_rows, heads * head_dim]
+};
+
+}  // namespace troupe::actors
