@@ -107,6 +107,18 @@ std::vector<Subject> subjects() {
                      const json config = Qwen3MoeSizes{.vocab = 333}.config();
                      return random_weights_case(shape_directory("qwen3_moe", config), dtype);
                    }});
+    // DeepSeek-V2 as the large one is: a query latent, and groups of experts scored by their best.
+    all.push_back({"random_deepseek_v2_with_groups_" + dtype, [=] {
+                     json config = json::parse(
+                         model::read_file(golden_directory("ds-v2-lite-tiny") / "config.json"));
+                     config.update({{"vocab_size", 333},
+                                    {"q_lora_rank", 48},
+                                    {"topk_method", "group_limited_greedy"},
+                                    {"n_group", 4},
+                                    {"topk_group", 2},
+                                    {"routed_scaling_factor", 16.0}});
+                     return random_weights_case(shape_directory("deepseek_v2", config), dtype);
+                   }});
     // 24 query heads in groups of 8: with 4 attention ranks some have heads of two groups.
     all.push_back({"random_gpt_oss_uneven_kv_heads_" + dtype, [=] {
                      const json config =
