@@ -57,8 +57,6 @@ class MoeExchange {
   const MoeExchangeShape& shape() const { return shape_; }
   int num_local_experts() const { return local_experts_; }
   int first_local_expert() const { return first_expert_; }
-  // Experts of one rank that one token can choose.
-  int ids_per_token() const { return ids_per_token_; }
 
   // A row for a local expert. `row` points into a window, or into the caller's own rows; it stays
   // valid until the first result of its source is written (kPerRank), or until release.
@@ -131,7 +129,7 @@ class MoeExchange {
   const MoeExchangeShape shape_;
   const int local_experts_;
   const int first_expert_;
-  const int ids_per_token_;
+  const int ids_per_token_;  // experts of one rank that one token can choose
 
   Round round_ = Round::kIdle;
   uint64_t sequence_ = 0;  // of the round
