@@ -12,6 +12,7 @@ void add_bench_command(CLI::App& app);
 
 // Each adds one subcommand to `bench`. All print a table to stdout and take --json FILE.
 void add_bench_collectives(CLI::App& bench);  // bench_collectives.cc
+void add_bench_serve(CLI::App& bench);        // bench_serve.cc
 void add_bench_moe(CLI::App& bench);          // bench_moe.cc
 
 }  // namespace troupe::launcher
