@@ -53,6 +53,7 @@ void FlightRecorder::begin(Operation operation, uint32_t group, int32_t leader, 
   open_ = ++begun_;
   Arena::Flight& flight = record(begun_);
   flight.number.store(0, kRelaxed);
+  std::atomic_thread_fence(std::memory_order_release);  // 0 is seen before any of the new values
   flight.operation.store(operation, kRelaxed);
   flight.group.store(group, kRelaxed);
   flight.leader.store(leader, kRelaxed);
@@ -105,7 +106,8 @@ std::vector<FlightRecord> Arena::flights(int rank) const {
                               .bytes = flight.bytes.load(kRelaxed),
                               .start_ns = to_ns(flight.start_ticks.load(kRelaxed)),
                               .end_ns = end == 0 ? 0 : to_ns(end)};
-    if (number != 0 && number == flight.number.load(std::memory_order_acquire))
+    std::atomic_thread_fence(std::memory_order_acquire);
+    if (number != 0 && number == flight.number.load(kRelaxed))
       numbered.emplace_back(number, record);
   }
   std::ranges::sort(numbered, {}, [](const auto& entry) { return entry.first; });
@@ -119,7 +121,7 @@ namespace {
 using Records = std::vector<FlightRecord>;
 
 // The call that the failure is about: what the failed rank is in, or what others wait for it in, or
-// its last one.
+// its last one. Nobody failed: what somebody waits in.
 std::optional<FlightRecord> subject(const Arena& arena, const std::vector<Records>& flights,
                                     int failed_rank) {
   const auto current = [&](int rank) -> std::optional<FlightRecord> {
@@ -131,11 +133,14 @@ std::optional<FlightRecord> subject(const Arena& arena, const std::vector<Record
         });
     return found == flights[rank].rend() ? std::nullopt : std::optional(*found);
   };
-  if (const auto call = current(failed_rank)) return call;
-  for (int rank = 0; rank < arena.shape().world_size; ++rank)
-    if (arena.snapshot(rank).waiting_for == failed_rank)
+  if (failed_rank >= 0)
+    if (const auto call = current(failed_rank)) return call;
+  for (int rank = 0; rank < arena.shape().world_size; ++rank) {
+    const int waiting_for = arena.snapshot(rank).waiting_for;
+    if (failed_rank >= 0 ? waiting_for == failed_rank : waiting_for >= 0)
       if (const auto call = current(rank)) return call;
-  if (flights[failed_rank].empty()) return std::nullopt;
+  }
+  if (failed_rank < 0 || flights[failed_rank].empty()) return std::nullopt;
   return flights[failed_rank].back();
 }
 

@@ -3,11 +3,16 @@
 //   GB/s of allreduce, broadcast  = buffer bytes / time
 //   GB/s of allgather, alltoall, reduce_scatter = bytes of the larger buffer of a rank / time
 //   GB/s of alltoallv             = bytes received by the busiest rank, its own included / time
+//
+// "blocked" is no time but the CPU time of all ranks together while they wait in a barrier for the
+// last one, in microseconds per second.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstring>
+#include <ctime>
 #include <memory>
 #include <numeric>
+#include <thread>
 
 #include "base/error.h"
 #include "launcher/bench_command.h"
@@ -20,6 +25,8 @@ namespace {
 constexpr size_t kKiB = 1024;
 constexpr size_t kReduced[] = {14 * kKiB, 112 * kKiB, 1024 * kKiB, 4096 * kKiB, 16384 * kKiB};
 constexpr size_t kGathered[] = {14 * kKiB, 112 * kKiB, 1024 * kKiB, 4096 * kKiB};  // of one rank
+
+constexpr int kBlockedRounds = 5;
 
 // The rows of one rank; rank 0 reports them.
 class CollectivesBench {
@@ -38,6 +45,25 @@ class CollectivesBench {
       require(data.back() == std::byte(group_.size() - 1));
       add("broadcast", "", bytes, [&] { group_.broadcast(data, 0); });
     }
+  }
+
+  void blocked() {
+    std::vector<double> used(kBlockedRounds);
+    for (double& us_per_second : used) {
+      group_.barrier();
+      const double before = cpu_us();
+      if (group_.rank() == 0) std::this_thread::sleep_for(std::chrono::duration<double>(seconds_));
+      group_.barrier();
+      std::vector<float> sum{static_cast<float>(cpu_us() - before)};
+      group_.all_reduce(std::span(sum));
+      us_per_second = sum[0] / seconds_;
+    }
+    std::sort(used.begin(), used.end());
+    append_row(report_, {.op = "blocked",
+                         .ranks = group_.size(),
+                         .op_case = "cpu us per s",
+                         .bytes = 0,
+                         .times = {used.front(), used[kBlockedRounds / 2], used.back()}});
   }
 
   template <class T>
@@ -96,6 +122,12 @@ class CollectivesBench {
     std::vector<int> ranks(communicator.world_size());
     std::iota(ranks.begin(), ranks.end(), 0);
     return ranks;
+  }
+
+  static double cpu_us() {
+    timespec time{};
+    ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+    return static_cast<double>(time.tv_sec) * 1e6 + static_cast<double>(time.tv_nsec) * 1e-3;
   }
 
   template <class T>
@@ -167,6 +199,7 @@ constexpr Op kOps[] = {
     {"broadcast", [](CollectivesBench& bench) { bench.broadcast(); }},
     {"reduce_scatter fp32", [](CollectivesBench& bench) { bench.reduce_scatter(); }},
     {"alltoall", [](CollectivesBench& bench) { bench.all_to_all(); }},
+    {"blocked", [](CollectivesBench& bench) { bench.blocked(); }},
 };
 
 // "all", or names of kOps.

@@ -188,6 +188,10 @@ int main(int argc, char** argv) {
     return fail(kExitInterrupted, error.what());
   } catch (const UserError& error) {
     return fail(kExitUserError, error.what());
+  } catch (const WorldFailed& error) {
+    fail(kExitRankFailed, error.what());
+    std::fputs(error.ranks().c_str(), stderr);
+    return kExitRankFailed;
   } catch (const RankError& error) {
     return fail(kExitRankFailed, error.what());
   } catch (const std::exception& error) {

@@ -14,6 +14,7 @@
 #include "actors/rank.h"
 #include "comm/arena.h"
 #include "comm/endpoint.h"
+#include "comm/flight_recorder.h"
 #include "launcher/progress.h"
 #include "launcher/supervisor.h"
 #include "model/weights.h"
@@ -182,7 +183,7 @@ class World::Impl {
   void on_exit(const RankExit& exit) {
     // Of a killed one no more is read: a message could ask for a step that it can no longer do.
     if (exit.signal == 0) hear_last_words(exit.rank);
-    if (!ranks_[exit.rank].gone) fail_with(exit_cause(exit));
+    if (!ranks_[exit.rank].gone) fail_with(exit_cause(exit), exit.rank);
   }
 
   // A rank that exits by itself has said Goodbye or Failed; that may still be under way.
@@ -216,7 +217,7 @@ class World::Impl {
       const int first = arena_->first_failed_rank();
       if (first >= 0 && first != rank) return;
       if (failed->user_error()) throw_after_stop<UserError>(failed->what()->str());
-      fail_with(failed->what()->str());
+      fail_with(failed->what()->str(), rank);
     }
     if (const auto* goodbye = envelope.body_as_Goodbye()) {
       ranks_[rank].gone = true;
@@ -287,10 +288,17 @@ class World::Impl {
     }
     // Ranks report a missing peer themselves at the limit; this speaks when none of them can.
     if (now - last_progress_ < milliseconds(launch_.comm_timeout_ms) + kPollInterval * 20) return;
-    fail_with(fmt::format(
-        "no rank made progress for {:.1f} s: {}; on a loaded machine raise "
-        "runtime_config.comm_timeout_s",
-        std::chrono::duration<double>(now - last_progress_).count(), describe_stalled_ranks()));
+    fail_with(fmt::format("no rank made progress for {:.1f} s: {}; on a loaded machine raise "
+                          "runtime_config.comm_timeout_s",
+                          std::chrono::duration<double>(now - last_progress_).count(),
+                          describe_stalled_ranks()),
+              first_busy_rank());
+  }
+
+  int first_busy_rank() const {
+    for (int rank = 0; rank < world_size(); ++rank)
+      if (arena_->snapshot(rank).stage != comm::Stage::kIdle) return rank;
+    return -1;
   }
 
   // What they are doing; an idle rank has done its part when there is one that has not.
@@ -315,15 +323,25 @@ class World::Impl {
                        comm::describe(arena_->snapshot(exit.rank)), waiting);
   }
 
-  [[noreturn]] void fail_with(const std::string& cause) { throw_after_stop<RankError>(cause); }
+  // rank: the one that failed, -1 if it cannot be told.
+  [[noreturn]] void fail_with(const std::string& cause, int rank = -1) {
+    // Read before the abort, at which every rank leaves its collective.
+    const std::string table = world_size() > 1 ? comm::flight_table(*arena_, rank) : "";
+    stop();
+    throw WorldFailed(cause, table);
+  }
 
   template <class Error>
   [[noreturn]] void throw_after_stop(const std::string& what) {
+    stop();
+    throw Error(what);
+  }
+
+  void stop() {
     progress_.finish();
     arena_->abort();
     supervisor_.terminate();  // those that start, load or wait for a plan do not look at the arena
     supervisor_.stop_all(kAbortGrace);
-    throw Error(what);
   }
 
   SignalReader signals_;

@@ -12,10 +12,12 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "actors/messages/message_generated.h"
 #include "actors/observation.h"
+#include "base/error.h"
 #include "model/model_config.h"
 
 namespace troupe::launcher {
@@ -24,6 +26,18 @@ namespace troupe::launcher {
 class Interrupted : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
+};
+
+// A rank died, failed or stalled: the cause in one line, and which ranks had come to the collective
+// that it is about (comm::flight_table; empty if there is none).
+class WorldFailed : public RankError {
+ public:
+  WorldFailed(const std::string& cause, std::string ranks)
+      : RankError(cause), ranks_(std::move(ranks)) {}
+  const std::string& ranks() const { return ranks_; }
+
+ private:
+  std::string ranks_;
 };
 
 struct RankFigures {
@@ -43,7 +57,7 @@ class World {
 
   // Creates the shared memory and spawns the ranks; returns once all of them are ready.
   //
-  // This and poll() throw RankError with the first cause when a rank dies, fails or stalls: rank,
+  // This and poll() throw WorldFailed with the first cause when a rank dies, fails or stalls: rank,
   // pid, what happened, in which step, layer and collective, who waited for it; UserError when a
   // rank says that the input is wrong; Interrupted on a signal. No rank is left then.
   World(msg::LaunchT launch, const model::ModelConfig& model, Callbacks callbacks);

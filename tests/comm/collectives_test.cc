@@ -324,6 +324,19 @@ TEST_P(CollectivesScript, EqualsTheSerialModelInProcesses) {
 
 INSTANTIATE_TEST_SUITE_P(WorldSizes, CollectivesScript, testing::Values(1, 2, 3, 5, 8, 16));
 
+class ManyRanks : public testing::TestWithParam<int> {};
+
+TEST_P(ManyRanks, EqualTheSerialModel) {
+  const int world_size = GetParam();
+  Arena arena = make_arena(world_size);
+
+  const auto errors = Processes(world_size, [&](int rank) { run_script(arena, rank, 8); }).join();
+
+  EXPECT_EQ(errors, all_fine(world_size));
+}
+
+INSTANTIATE_TEST_SUITE_P(WorldSizes, ManyRanks, testing::Values(32, 128));
+
 // Long vectors take another way than short ones: the sums must not show it.
 TEST(AllReduce, OfLongAndShortVectorsAddsTheSameTree) {
   for (const int world_size : {2, 3, 5, 8}) {
@@ -370,6 +383,19 @@ TEST(Collectives, TwoRanksThatSendEachOtherLongMessagesBothAdvance) {
   });
 
   EXPECT_EQ(errors, all_fine(2));
+}
+
+TEST(Collectives, CutLongMessagesIntoChunksShorterThanASlot) {
+  Arena arena = make_arena(3, size_t{2} << 20);
+
+  const auto errors = run_threads(3, [&](int rank) {
+    Communicator communicator(arena, rank, kPatient);
+    ProcessGroup group(communicator, 0, {2, 0, 1});
+    for (const Kind kind : {Kind::kAllGather, Kind::kAllReduce, Kind::kAllToAllV, Kind::kBroadcast})
+      Call(kind, 5, 700'001, group).run();
+  });
+
+  EXPECT_EQ(errors, all_fine(3));
 }
 
 TEST(Collectives, CountWhatTheySendToOthers) {

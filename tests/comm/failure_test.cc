@@ -1,7 +1,10 @@
 // What happens when the world breaks: mismatched calls, late, dead and lying ranks.
 #include <gtest/gtest.h>
 
+#include <ctime>
 #include <functional>
+#include <numeric>
+#include <random>
 #include <thread>
 
 #include "base/error.h"
@@ -327,6 +330,117 @@ TEST_P(KilledRank, IsNamedByTheSurvivors) {
 
 INSTANTIATE_TEST_SUITE_P(Inside, KilledRank, testing::ValuesIn(endless_calls()),
                          [](const auto& test) { return test.param.name; });
+
+// Lost at any moment of any collective: killed, or stopped, which no process can see.
+class LostRank : public testing::TestWithParam<unsigned> {};
+
+TEST_P(LostRank, IsNamedByTheSurvivorsWheneverItHappens) {
+  std::mt19937 random(GetParam());
+  const auto calls = endless_calls();
+  const Endless& endless = calls[random() % calls.size()];
+  const int lost = static_cast<int>(random() % 4);
+  const int signal = GetParam() % 2 == 0 ? SIGKILL : SIGSTOP;
+  Arena arena = make_arena(4);
+  Processes processes(4, [&](int rank) {
+    Communicator communicator(arena, rank, milliseconds(500));
+    ProcessGroup group(communicator, 0, ranks_up_to(4));
+    for (;;) endless.call(group);
+  });
+
+  await_collective(arena, lost, 1 + random() % 40);
+  std::this_thread::sleep_for(std::chrono::microseconds(random() % 500));
+  processes.kill(lost, signal);
+  while (arena.first_failed_rank() < 0) std::this_thread::sleep_for(milliseconds(1));
+  processes.kill(lost);
+
+  const auto errors = processes.join();
+  EXPECT_EQ(errors[lost], "killed by signal 9");
+  for (int rank = 0; rank < 4; ++rank) {
+    if (rank == lost) continue;
+    EXPECT_TRUE(contains(errors[rank], fmt::format("rank {}", lost))) << endless.name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Seeds, LostRank, testing::Range(0u, 8u));
+
+TEST(Mismatch, OfABarrierAndACallOfAnotherGroupIsFound) {
+  Arena arena = make_arena(2);
+
+  const auto errors = run_threads(2, [&](int rank) {
+    Communicator communicator(arena, rank, kPatient);
+    ProcessGroup one(communicator, 1, {0, 1}), other(communicator, 2, {0, 1});
+    std::vector<float> data(8);
+    if (rank == 0)
+      one.barrier();
+    else
+      other.all_reduce(std::span(data));
+    one.barrier();
+  });
+
+  for (const std::string& error : errors) {
+    EXPECT_TRUE(contains(error, "barrier of group 1 (#1)"));
+    EXPECT_TRUE(contains(error, "all_reduce of group 2 (#1)"));
+  }
+}
+
+TEST(Mismatch, OfTwoBarriersIsFound) {
+  Arena arena = make_arena(2);
+
+  const auto errors = run_threads(2, [&](int rank) {
+    Communicator communicator(arena, rank, kPatient);
+    ProcessGroup one(communicator, 1, {0, 1}), other(communicator, 2, {0, 1});
+    (rank == 0 ? one : other).barrier();
+    one.barrier();
+  });
+
+  for (const std::string& error : errors) {
+    EXPECT_TRUE(contains(error, "barrier of group 1 (#1)"));
+    EXPECT_TRUE(contains(error, "barrier of group 2 (#1)"));
+  }
+}
+
+// A handle of several chunks is still on its way when its sender comes to a barrier.
+TEST(Barrier, WithAHandleThatIsNotYetSentIsNoMismatch) {
+  Arena arena = make_arena(2);
+
+  const auto errors = run_threads(2, [&](int rank) {
+    Communicator communicator(arena, rank, kPatient);
+    ProcessGroup group(communicator, 1, {0, 1});
+    std::vector<std::byte> in(20 * kSmallSlot, std::byte(rank)), out(2 * in.size());
+    Pending pending = group.start_all_gather(in, out);
+    if (rank == 0) group.barrier();
+    pending.wait();
+    if (rank == 1) group.barrier();
+    require(out.front() == std::byte{0} && out.back() == std::byte{1}, "all_gather");
+  });
+
+  EXPECT_EQ(errors, all_fine(2));
+}
+
+TEST(BlockedRanks, UseHardlyAnyOfACore) {
+  constexpr int kRanks = 32;
+  Arena arena = make_arena(kRanks);
+  Processes processes(kRanks, [&](int rank) {
+    Communicator communicator(arena, rank, kPatient);
+    ProcessGroup group(communicator, 0, ranks_up_to(kRanks));
+    const auto cpu_ns = [] {
+      timespec time{};
+      ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+      return static_cast<double>(time.tv_sec) * 1e9 + static_cast<double>(time.tv_nsec);
+    };
+    group.barrier();
+    const double before = cpu_ns();
+    if (rank == 0) std::this_thread::sleep_for(milliseconds(1000));
+    group.barrier();
+    const double used = cpu_ns() - before;
+    std::vector<double> of_all(kRanks);
+    group.all_gather(std::as_bytes(std::span(&used, 1)), std::as_writable_bytes(std::span(of_all)));
+    const double total = std::accumulate(of_all.begin(), of_all.end(), 0.0);
+    require(total < 0.1e9, fmt::format("{} ms of CPU time in a second", total * 1e-6));
+  });
+
+  EXPECT_EQ(processes.join(), all_fine(kRanks));
+}
 
 TEST(AbortedLaunch, EndsProcessesThatSleep) {
   Arena arena = make_arena(3);

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -82,6 +83,55 @@ TEST(TreeSum, RoundsABf16SumOnce) {
 
   EXPECT_EQ(to_float(sum), 258.0f);  // 258.25, rounded
 }
+
+// What the header says, one element at a time.
+float tree_of(std::vector<float> x) {
+  while (x.size() > 1) {
+    std::vector<float> next;
+    for (size_t i = 0; i + 1 < x.size(); i += 2) next.push_back(x[i] + x[i + 1]);
+    if (x.size() % 2 == 1) next.push_back(x.back());
+    x = next;
+  }
+  return x[0];
+}
+
+class TreeSumKernels : public testing::TestWithParam<size_t> {};
+
+TEST_P(TreeSumKernels, AllGiveTheSameBits) {
+  const int count = static_cast<int>(GetParam());
+  constexpr size_t kLength = 1063;  // tails of every vector width, more than one block
+  const auto floats = random_vectors(count, kLength);
+  std::vector<std::vector<Bf16>> halves(count);
+  for (int r = 0; r < count; ++r)
+    for (const float x : floats[r]) halves[r].push_back(to_bf16(x));
+  halves[0][5] = to_bf16(std::numeric_limits<float>::quiet_NaN());
+  halves[0][6] = to_bf16(std::numeric_limits<float>::infinity());
+  std::vector<const std::byte*> half_pointers;
+  for (const auto& half : halves)
+    half_pointers.push_back(reinterpret_cast<const std::byte*>(half.data()));
+
+  for (const TreeSumKernel& kernel : tree_sum_kernels()) {
+    std::vector<float> sum(kLength);
+    std::vector<Bf16> half_sum(kLength);
+    kernel.sum_f32(pointers(floats), reinterpret_cast<std::byte*>(sum.data()), kLength);
+    kernel.sum_bf16(half_pointers, reinterpret_cast<std::byte*>(half_sum.data()), kLength);
+    for (size_t i = 0; i < kLength; ++i) {
+      std::vector<float> column, half_column;
+      for (int r = 0; r < count; ++r) {
+        column.push_back(floats[r][i]);
+        half_column.push_back(to_float(halves[r][i]));
+      }
+      ASSERT_EQ(sum[i], tree_of(column)) << kernel.name << " " << i;
+      const Bf16 expected = to_bf16(tree_of(half_column));
+      ASSERT_EQ(half_sum[i].bits & 0x7fff, expected.bits & 0x7fff) << kernel.name << " " << i;
+      const bool is_nan = i == 5;  // its sign is the machine's choice
+      ASSERT_TRUE(is_nan || half_sum[i].bits == expected.bits) << kernel.name << " " << i;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Sources, TreeSumKernels,
+                         testing::Values(1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17, 31));
 
 }  // namespace
 }  // namespace troupe::comm

@@ -1,6 +1,5 @@
 #include "world.h"
 
-#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -59,7 +58,7 @@ Processes::Processes(int world_size, const RankBody& body) {
   }
 }
 
-void Processes::kill(int rank) { ::kill(children_[rank], SIGKILL); }
+void Processes::kill(int rank, int signal) { ::kill(children_[rank], signal); }
 
 std::vector<std::string> Processes::join() {
   std::vector<std::string> errors;

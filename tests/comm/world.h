@@ -2,6 +2,7 @@
 // real.
 #pragma once
 
+#include <signal.h>
 #include <sys/types.h>
 
 #include <chrono>
@@ -28,7 +29,7 @@ std::vector<std::string> run_threads(int world_size, const RankBody& body);
 class Processes {
  public:
   Processes(int world_size, const RankBody& body);
-  void kill(int rank);
+  void kill(int rank, int signal = SIGKILL);
   std::vector<std::string> join();  // "killed by signal 9" for a rank that died so
 
  private:

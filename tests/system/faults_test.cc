@@ -118,9 +118,11 @@ class LongJob {
   TroupeProcess process_;
 };
 
-std::string last_line(const Ended& ended) {
-  const auto lines = ended.error_lines();
-  return lines.empty() ? "" : lines.back();
+// The line that names the cause; the table of ranks comes below it.
+std::string cause(const Ended& ended) {
+  for (const std::string& line : ended.error_lines())
+    if (line.starts_with("troupe: ")) return line;
+  return "";
 }
 
 testing::AssertionResult matches(const std::string& text, const std::string& pattern) {
@@ -172,7 +174,7 @@ TEST_P(KilledRank, EndsTheLaunchWhichNamesItAndLeavesNothing) {
 
   EXPECT_EQ(ended.status, 3);
   EXPECT_TRUE(
-      matches(last_line(ended),
+      matches(cause(ended),
               fmt::format("troupe: rank {} \\(pid {}\\) was killed by SIGKILL \\(signal 9\\) in {}",
                           rank, pid, job.stage_pattern())));
   EXPECT_EQ(ended.out.find('\n'), std::string::npos) << "a line ends a complete answer";
@@ -209,9 +211,13 @@ TEST(StoppedRank, IsNamedWhenTheTimeLimitHasPassed) {
 
   EXPECT_EQ(ended.status, 3);
   // By those that wait for it, or by the launcher if they have done their part of the step.
-  EXPECT_TRUE(matches(last_line(ended),
+  EXPECT_TRUE(matches(cause(ended),
                       "troupe: (rank [013]: .*waited 2000 ms for rank 2.*|"
                       "no rank made progress for [0-9.]+ s: rank 2 in [^;]*;[^;]*)"));
+  const auto lines = ended.error_lines();
+  ASSERT_GE(lines.size(), 5u);
+  EXPECT_TRUE(matches(lines[lines.size() - 5], "  rank  .* of group [0-9]+ .*doing"));
+  EXPECT_TRUE(matches(lines[lines.size() - 2], "     2  .*decode step.*"));
   job.expect_nothing_left();
 }
 
@@ -247,7 +253,7 @@ TEST_P(InterruptedLaunch, EndsWith130AndLeavesNothing) {
   const Ended ended = job.process().wait();
 
   EXPECT_EQ(ended.status, 130);
-  EXPECT_EQ(last_line(ended), "troupe: interrupted");
+  EXPECT_EQ(cause(ended), "troupe: interrupted");
   EXPECT_EQ(ended.out.find('\n'), std::string::npos);
   job.expect_nothing_left();
 }
