@@ -26,8 +26,8 @@ constexpr int kLooks = 100;
 constexpr int64_t kSpinNs = 40'000;
 constexpr int kPausesPerClock = 32;
 // Where ranks share cores: others run meanwhile, so this is about their turns, not about this
-// rank's time. Measured (docs/collectives.md): shorter, and ranks sleep that are needed at once;
-// longer gains nothing.
+// rank's time: long enough for a turn of each of four others in a short collective, where one that
+// slept would be woken across cores (19 us) again and again.
 constexpr int64_t kYieldNs = 50'000;
 // A sleeper looks up this often even if nobody rings, so that a ringer that died between clearing
 // sleeping_for and waking costs a pause, not a hang.
