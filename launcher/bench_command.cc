@@ -10,6 +10,7 @@ void add_bench_command(CLI::App& app) {
   add_bench_collectives(*bench);
   add_bench_serve(*bench);
   add_bench_moe(*bench);
+  add_bench_inference(*bench);
 }
 
 }  // namespace troupe::launcher

@@ -5,6 +5,7 @@
 #include "layers/attention_kernel.h"
 #include "layers/kernels.h"
 #include "layers/linear_kernel.h"
+#include "layers/peak_kernel.h"
 #include "layers/rms_norm_kernel.h"
 #include "layers/swiglu_kernel.h"
 
@@ -15,6 +16,8 @@ const Kernels kKernels{
     .linear_bf16 = linear<Bf16>,
     .linear_fp8 = linear<Fp8>,
     .rms_norm_row = rms_norm_row,
+    .read_floats = read_floats,
+    .fma_chains = fma_chains,
     .swiglu_row = swiglu_row,
     .clamped_swiglu_row = clamped_swiglu_row,
     .attention_f32 = attention<float>,

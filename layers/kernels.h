@@ -94,6 +94,8 @@ struct Kernels {
   void (*linear_bf16)(const LinearArgs&);
   void (*linear_fp8)(const LinearArgs&);
   void (*rms_norm_row)(const RmsNormArgs&);
+  float (*read_floats)(const float* x, int64_t count);  // peak_kernel.h
+  int64_t (*fma_chains)(int64_t rounds, float* sum);    // peak_kernel.h
   void (*swiglu_row)(const SwigluArgs&);
   void (*clamped_swiglu_row)(const SwigluArgs&);
   // attention_kernel.h: template <class T> attention(args), T the type of the cache.

@@ -47,11 +47,14 @@ size_t WeightLoader::private_bytes(int world_rank) const {
   return impl_->measure(impl_->layout, world_rank).own_bytes();
 }
 
-std::vector<size_t> WeightLoader::layer_bytes(int world_rank) const {
+ModelWeights WeightLoader::describe(int world_rank) const {
   WeightBuilder builder(*impl_->source, impl_->options, impl_->layout.sizes().world_size,
                         world_rank);
-  const ModelWeights weights =
-      build_weights(impl_->config, impl_->layout, impl_->options.with_mtp, builder);
+  return build_weights(impl_->config, impl_->layout, impl_->options.with_mtp, builder);
+}
+
+std::vector<size_t> WeightLoader::layer_bytes(int world_rank) const {
+  const ModelWeights weights = describe(world_rank);
   std::vector<size_t> bytes;
   for (const LayerWeights& layer : weights.layers) bytes.push_back(layer.bytes);
   if (weights.mtp) bytes.push_back(weights.mtp->layer.bytes);

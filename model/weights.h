@@ -120,6 +120,8 @@ class WeightLoader {
 
   size_t shared_bytes() const;  // of the segment that all ranks map
   size_t private_bytes(int world_rank) const;
+  // That rank's weights without memory: every matrix' type and shape, null pointers.
+  ModelWeights describe(int world_rank) const;
   // Of what this rank holds of each decoder layer, privately or shared; last the MTP module's.
   std::vector<size_t> layer_bytes(int world_rank) const;
 

@@ -229,5 +229,32 @@ TEST(ScoreReport, HasTheLogProbabilitiesOfTheDumpedLogits) {
   EXPECT_NEAR(report.at("perplexity"), std::exp(-total / count), 1e-3 * std::exp(-total / count));
 }
 
+TEST(Report, OfABenchHoldsItsRateAgainstTheMachinesLimit) {
+  for (const std::string phase : {"decode", "prefill"}) {
+    SCOPED_TRACE(phase);
+    const model::TemporaryDirectory directory;
+    const std::string path = directory.path() / "bench.json";
+    auto words = command_line(phase, configuration(tiny_moe(), 2, "bfloat16"), {}, directory);
+    words.insert(std::ranges::find(words, phase), "bench");
+    words.insert(words.end(), {"--tokens", "3", "--repeat", "4", "--json", path});
+
+    const Ended ended = run_troupe(words);
+
+    ASSERT_EQ(ended.status, 0) << ended.err;
+    const json report = json::parse(model::read_file(path));
+    const json& rate = report.at("tokens_per_s");
+    const json& limit = report.at("limit");
+    EXPECT_GT(rate.at("min"), 0);
+    EXPECT_LE(rate.at("min"), rate.at("p50"));
+    EXPECT_LE(rate.at("p50"), rate.at("max"));
+    EXPECT_DOUBLE_EQ(limit.at("fraction"),
+                     rate.at("p50").get<double>() / limit.at("tokens_per_s").get<double>());
+    // Of 5 layers with 16 experts of 3 * 64 * 256 one-byte weights, a token alone meets 4.
+    if (phase == "decode") {
+      EXPECT_GT(limit.at("weight_mb_per_token"), 5 * 4 * 3 * 64 * 256 * 1e-6);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace troupe::system_tests

@@ -1,0 +1,268 @@
+// `troupe bench decode` and `troupe bench prefill`: tokens per second of a configuration, beside
+// what the machine's memory and arithmetic allow.
+//
+// One launch serves all repetitions. A first one, not timed, warms up and shows which experts were
+// chosen; in decode the others repeat its tokens exactly, so the work of a step is known and not
+// estimated.
+//   decode   from the step after every sequence has its first token to the last token
+//   prefill  from the request to its first token
+#include <spdlog/spdlog.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <utility>
+
+#include "base/error.h"
+#include "base/output_path.h"
+#include "launcher/bench_command.h"
+#include "launcher/commands.h"
+#include "launcher/forward_work.h"
+#include "launcher/machine_limits.h"
+#include "launcher/report.h"
+#include "launcher/session.h"
+#include "layers/isa.h"
+
+namespace troupe::launcher {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct InferenceArguments {
+  ConfigArguments config;
+  int64_t tokens = 0;   // --tokens: decode: made by each sequence; prefill: of the prompt
+  int64_t context = 0;  // --context: tokens of a sequence before its decoding starts
+  int batch = 1;        // --batch
+  int repeat = 5;       // --repeat
+  std::filesystem::path json;
+};
+
+enum class Phase { kDecode, kPrefill };
+
+const char* name(Phase phase) { return phase == Phase::kDecode ? "decode" : "prefill"; }
+
+// The launch, its requests, and when their tokens came.
+class InferenceBench {
+ public:
+  InferenceBench(Phase phase, const InferenceArguments& arguments, Config config)
+      : phase_(phase),
+        arguments_(arguments),
+        config_(std::move(config)),
+        model_(model::read_model_config(config_.model.model_path)) {
+    config_.scheduler.batch_size = arguments_.batch;
+    check_length();
+  }
+
+  nlohmann::json run() {
+    const bool has_limit = ForwardWork::is_known(config_, model_);
+    MachineLimits limits = measure_machine_limits(config_);
+    const Load load{.longest_prompt = prompt_tokens(),
+                    .longest_sequence = prompt_tokens() + new_tokens()};
+    const auto router = static_cast<uint8_t>(msg::Observe::Router);
+    Session session(
+        config_, model_, load, router,
+        {.on_tokens = [this](int, std::span<const int32_t> tokens,
+                             actors::FinishReason) { count_tokens(tokens.size()); },
+         .on_observed = [this](int, const actors::Observation& observation, int row, int position,
+                               int count) { see(observation, row, position, count); }});
+    repetition(session, router);
+    std::vector<double> rates;
+    for (int i = 0; i < arguments_.repeat; ++i) rates.push_back(repetition(session, 0));
+    session.shut_down();
+    const double bandwidth_before = limits.read_bytes_per_s;
+    limits.read_bytes_per_s = (bandwidth_before + measure_read_bandwidth(config_)) / 2;
+    return report(std::move(rates), has_limit ? limit(limits) : nullptr, session.load_s());
+  }
+
+ private:
+  int64_t prompt_tokens() const {
+    return phase_ == Phase::kPrefill ? arguments_.tokens : arguments_.context + 1;
+  }
+  int64_t new_tokens() const { return phase_ == Phase::kPrefill ? 1 : arguments_.tokens + 1; }
+
+  void check_length() const {
+    const int64_t length = prompt_tokens() + new_tokens();
+    if (length <= model_.max_position_embeddings) return;
+    throw_user_error(
+        "bench {}: {} positions are more than the model's max_position_embeddings {}; give fewer "
+        "--tokens{}",
+        name(phase_), length, model_.max_position_embeddings,
+        phase_ == Phase::kDecode ? " or a shorter --context" : "");
+  }
+
+  // Arbitrary tokens, other ones for every sequence, so that they do not choose the same experts;
+  // and for every prefill, which shall not find its prompt in the prefix cache.
+  actors::Request request(int sequence, uint8_t observe) {
+    if (phase_ == Phase::kPrefill) sequence = ++prefills_;
+    actors::Request request;
+    for (int64_t i = 0; i < prompt_tokens(); ++i)
+      request.prompt.push_back(
+          static_cast<int32_t>((i * 7919 + (sequence + 1) * 104729) % model_.vocab_size));
+    request.max_new_tokens = static_cast<int>(new_tokens());
+    request.observe = observe;
+    return request;
+  }
+
+  // Tokens per second.
+  double repetition(Session& session, uint8_t observe) {
+    tokens_ = 0;
+    waiting_ = arguments_.batch;
+    const auto start = Clock::now();
+    for (int i = 0; i < arguments_.batch; ++i) ids_.push_back(session.submit(request(i, observe)));
+    session.run_until([&] { return session.idle(); });
+    for (const int id : std::exchange(ids_, {})) session.release(id);
+    const auto seconds = [](Clock::duration time) {
+      return std::chrono::duration<double>(time).count();
+    };
+    return phase_ == Phase::kPrefill
+               ? static_cast<double>(arguments_.tokens) / seconds(all_started_ - start)
+               : static_cast<double>(tokens_) / seconds(last_token_ - all_started_);
+  }
+
+  // A sequence's first token comes alone; what comes after the last of those is counted.
+  void count_tokens(size_t count) {
+    last_token_ = Clock::now();
+    if (waiting_ > 0 && --waiting_ == 0) {
+      all_started_ = last_token_;
+      return;
+    }
+    if (waiting_ == 0) tokens_ += static_cast<int64_t>(count);
+  }
+
+  // Which experts the rows of a forward chose. In decode all sequences stand at one position.
+  void see(const actors::Observation& observation, int row, int position, int count) {
+    for (int i = 0; i < count; ++i) {
+      const bool in_prompt = position + i < prompt_tokens();
+      if (in_prompt != (phase_ == Phase::kPrefill)) continue;
+      auto& chosen = chosen_[in_prompt ? 0 : position + i];
+      for (int layer = 0; layer < model_.num_hidden_layers; ++layer) {
+        if (!model_.is_moe_layer(layer)) continue;
+        const Matrix<int32_t> ids = observation.router_ids(layer);
+        for (int64_t j = 0; j < ids.cols; ++j) chosen.emplace(layer, ids.row(row + i)[j]);
+      }
+    }
+  }
+
+  // The step in the middle of the decoding, or the prompt as one forward.
+  ForwardShape step_shape() const {
+    double chosen = 0;
+    for (const auto& [position, experts] : chosen_) chosen += static_cast<double>(experts.size());
+    const double forwards = std::max<double>(1, static_cast<double>(chosen_.size()));
+    if (phase_ == Phase::kPrefill)
+      return {.sequences = 1, .rows = arguments_.tokens, .experts_touched = chosen / forwards};
+    return {.sequences = arguments_.batch,
+            .rows = 1,
+            .first_position = prompt_tokens() + arguments_.tokens / 2,
+            .experts_touched = chosen / forwards};
+  }
+
+  nlohmann::json limit(const MachineLimits& limits) const {
+    const Work work = ForwardWork(config_, model_).of(step_shape());
+    const double tokens =
+        static_cast<double>(phase_ == Phase::kPrefill ? arguments_.tokens : arguments_.batch);
+    nlohmann::json peaks;
+    for (int i = 0; i < layers::kNumArithmetics; ++i)
+      peaks[layers::arithmetic_name(static_cast<layers::Arithmetic>(i))] =
+          limits.operations_per_s[i] * 1e-9;
+    return {{"read_gb_per_s", limits.read_bytes_per_s * 1e-9},
+            {"peak_gflop_per_s", std::move(peaks)},
+            {"weight_mb_per_token", work.weight_bytes * 1e-6 / tokens},
+            {"kv_mb_per_token", work.kv_bytes * 1e-6 / tokens},
+            {"gflop_per_token", work.gflop() / tokens},
+            {"tokens_per_s", tokens / shortest_time(work, limits)}};
+  }
+
+  nlohmann::json report(std::vector<double> rates, nlohmann::json limit, double load_s) const {
+    std::ranges::sort(rates);
+    const double p50 = rates[rates.size() / 2];
+    if (!limit.is_null()) limit["fraction"] = p50 / limit["tokens_per_s"].get<double>();
+    return {{"tokens_per_s", {{"p50", p50}, {"min", rates.front()}, {"max", rates.back()}}},
+            {"limit", std::move(limit)},
+            {"tokens", arguments_.tokens},
+            {"context", arguments_.context},
+            {"batch", arguments_.batch},
+            {"repeat", arguments_.repeat},
+            {"world_size", config_.parallel.world_size},
+            {"threads_per_rank", config_.runtime.threads_per_rank},
+            {"isa", layers::isa_name(layers::active_isa())},
+            {"load_s", load_s}};
+  }
+
+  Phase phase_;
+  InferenceArguments arguments_;
+  Config config_;
+  model::ModelConfig model_;
+  std::vector<int> ids_;
+  int prefills_ = 0;
+  int waiting_ = 0;     // sequences without a token
+  int64_t tokens_ = 0;  // since all have one
+  Clock::time_point all_started_, last_token_;
+  // By position of the forward's row (prefill: one for the whole prompt): (layer, expert).
+  std::map<int64_t, std::set<std::pair<int, int32_t>>> chosen_;
+};
+
+void print(Phase phase, const nlohmann::json& report) {
+  const auto& rate = report["tokens_per_s"];
+  fmt::print("{}: {:.2f} tokens/s (median of {}; {:.2f} to {:.2f})\n", name(phase),
+             rate["p50"].get<double>(), report["repeat"].get<int>(), rate["min"].get<double>(),
+             rate["max"].get<double>());
+  const auto& limit = report["limit"];
+  if (limit.is_null()) return;
+  const auto& peaks = limit["peak_gflop_per_s"];
+  fmt::print(
+      "limit: {:.2f} tokens/s, of which {:.0f} % are reached\n"
+      "  {:.1f} MB of weights, {:.2f} MB of KV cache and {:.3f} GFLOP a token\n"
+      "  reading {:.1f} GB/s; computing fp32 {:.0f}, bf16 {:.0f}, int8 {:.0f} GFLOP/s\n",
+      limit["tokens_per_s"].get<double>(), 100 * limit["fraction"].get<double>(),
+      limit["weight_mb_per_token"].get<double>(), limit["kv_mb_per_token"].get<double>(),
+      limit["gflop_per_token"].get<double>(), limit["read_gb_per_s"].get<double>(),
+      peaks["fp32"].get<double>(), peaks["bf16"].get<double>(), peaks["int8"].get<double>());
+}
+
+void run_bench_inference(Phase phase, const InferenceArguments& arguments) {
+  Config config = read_config(arguments.config.config, arguments.config.overrides);
+  for (const std::string& note : config.notes) spdlog::info("{}", note);
+  require_runnable(config);
+  if (!arguments.json.empty()) require_output_path(arguments.json);
+  const nlohmann::json report = InferenceBench(phase, arguments, std::move(config)).run();
+  print(phase, report);
+  if (!arguments.json.empty()) write_json_file(arguments.json, report);
+}
+
+void add(CLI::App& bench, Phase phase, const char* about, int64_t tokens) {
+  CLI::App* command = bench.add_subcommand(name(phase), about);
+  const auto arguments = std::make_shared<InferenceArguments>();
+  command->add_option("--config", arguments->config.config, "YAML file of the run")->required();
+  command->add_option("--set", arguments->config.overrides, "section.key=value; may repeat")
+      ->take_all()
+      ->allow_extra_args(false);
+  command->add_option("--tokens", arguments->tokens, "tokens of one sequence")
+      ->default_val(tokens)
+      ->check(CLI::Range(1, 1 << 24));
+  if (phase == Phase::kDecode) {
+    command->add_option("--context", arguments->context, "tokens before them")
+        ->default_val(0)
+        ->check(CLI::Range(0, 1 << 24));
+    command->add_option("--batch", arguments->batch, "sequences at once")
+        ->default_val(1)
+        ->check(CLI::Range(1, 65536));
+  }
+  command->add_option("--repeat", arguments->repeat, "timed repetitions")
+      ->default_val(5)
+      ->check(CLI::Range(1, 100000));
+  command->add_option("--json", arguments->json, "write the report to this file");
+  command->callback([phase, arguments] { run_bench_inference(phase, *arguments); });
+}
+
+}  // namespace
+
+void add_bench_inference(CLI::App& bench) {
+  add(bench, Phase::kPrefill, "tokens per second of reading a prompt", 512);
+  add(bench, Phase::kDecode, "tokens per second of generating", 64);
+}
+
+}  // namespace troupe::launcher
