@@ -221,7 +221,8 @@ void AttentionActor::project_output(const model::AttentionWeights& weights,
     inputs = all;
   }
   const Matrix<float> partial = context_.workspace.floats(first_rows(partial_, inputs.rows));
-  layers::linear(weights.o, inputs, partial, Rounding::kNone);
+  layers::linear(weights.o, inputs_.prepare(weights.o, inputs, context_.rounding), partial,
+                 Rounding::kNone);
   if (weights.o_bias.empty()) return o_proj_rows_.scatter_sum(partial, out, context_.rounding);
   o_proj_rows_.scatter_sum(partial, out, Rounding::kNone);
   layers::add_bias(out, weights.o_bias, context_.rounding);

@@ -20,6 +20,7 @@
 #include "actors/embedding_lookup.h"
 #include "actors/rank_context.h"
 #include "actors/row_exchange.h"
+#include "layers/prepared_rows.h"
 
 namespace troupe::actors {
 
@@ -63,6 +64,7 @@ class AttentionActor final : public Actor {
     msg::Address reply_to;
   } forward_;
   bool observe_layers_ = false;
+  layers::InputBuffer inputs_;
   std::vector<std::span<const int32_t>> block_tables_;  // of the plan's sequences
   std::vector<layers::KvQuery> queries_;                // of the forward's rows
   std::vector<int32_t> step_tokens_;                    // of the plan

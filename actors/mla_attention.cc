@@ -26,6 +26,7 @@ MlaAttention::MlaAttention(const RankContext& context) : context_(context), rota
   absorbed_ = rows(heads * c.kv_width());
   attended_ = rows(heads * c.kv_lora_rank);
   heads_out_ = rows(heads * c.v_head_dim);
+  head_inputs_.resize(heads);
   jobs_.reserve(heads);
 }
 
@@ -46,17 +47,22 @@ Matrix<float> MlaAttention::attend(int layer, const model::AttentionWeights& wei
   return to_values(mla, attended);
 }
 
+layers::PreparedRows MlaAttention::prepare(const model::PackedMatrix& weight,
+                                           Matrix<const float> rows) {
+  return inputs_.prepare(weight, rows, context_.rounding);
+}
+
 Matrix<float> MlaAttention::project_query(const model::MlaWeights& weights,
                                           Matrix<const float> normed) {
   const model::ModelConfig& c = context_.config;
   const Matrix<float> query = context_.workspace.floats(first_rows(query_, normed.rows));
   if (c.q_lora_rank > 0) {
     const Matrix<float> low = context_.workspace.floats(first_rows(query_latent_, normed.rows));
-    layers::linear(weights.q_a, normed, low, context_.rounding);
+    layers::linear(weights.q_a, prepare(weights.q_a, normed), low, context_.rounding);
     layers::rms_norm(low, weights.q_a_norm, c.rms_norm_eps, low, context_.rounding);
-    layers::linear(weights.q_b, low, query, context_.rounding);
+    layers::linear(weights.q_b, prepare(weights.q_b, low), query, context_.rounding);
   } else {
-    layers::linear(weights.q_b, normed, query, context_.rounding);
+    layers::linear(weights.q_b, prepare(weights.q_b, normed), query, context_.rounding);
   }
   rotary_.rotate(query.columns_from(c.qk_nope_head_dim, query.cols - c.qk_nope_head_dim),
                  shape_.num_heads, c.qk_head_dim());
@@ -67,7 +73,7 @@ void MlaAttention::write_latents(int layer, const model::MlaWeights& weights,
                                  Matrix<const float> normed) {
   const model::ModelConfig& c = context_.config;
   const Matrix<float> latent = context_.workspace.floats(first_rows(latent_, normed.rows));
-  layers::linear(weights.kv_a, normed, latent, context_.rounding);
+  layers::linear(weights.kv_a, prepare(weights.kv_a, normed), latent, context_.rounding);
   const Matrix<float> compressed = latent.columns_from(0, c.kv_lora_rank);
   layers::rms_norm(compressed, weights.kv_a_norm, c.rms_norm_eps, compressed, context_.rounding);
   rotary_.rotate(latent.columns_from(c.kv_lora_rank, c.qk_rope_head_dim), 1, c.qk_rope_head_dim);
@@ -83,8 +89,11 @@ Matrix<float> MlaAttention::absorb(const model::MlaWeights& weights, Matrix<cons
   for (int h = 0; h < shape_.num_heads; ++h) {
     const Matrix<const float> from = query.columns_from(h * c.qk_head_dim(), c.qk_head_dim());
     const Matrix<float> to = absorbed.columns_from(h * c.kv_width(), c.kv_width());
-    jobs_.push_back({&weights.w_uk[h], from.columns_from(0, c.qk_nope_head_dim),
-                     to.columns_from(0, c.kv_lora_rank)});
+    jobs_.push_back(
+        {&weights.w_uk[h],
+         head_inputs_[h].prepare(weights.w_uk[h], from.columns_from(0, c.qk_nope_head_dim),
+                                 context_.rounding),
+         to.columns_from(0, c.kv_lora_rank)});
     for (int64_t r = 0; r < query.rows; ++r)
       std::memcpy(to.row(r) + c.kv_lora_rank, from.row(r) + c.qk_nope_head_dim,
                   c.qk_rope_head_dim * sizeof(float));
@@ -99,7 +108,10 @@ Matrix<float> MlaAttention::to_values(const model::MlaWeights& weights,
   const Matrix<float> heads_out = context_.workspace.floats(first_rows(heads_out_, attended.rows));
   jobs_.clear();
   for (int h = 0; h < shape_.num_heads; ++h)
-    jobs_.push_back({&weights.w_uv[h], attended.columns_from(h * c.kv_lora_rank, c.kv_lora_rank),
+    jobs_.push_back({&weights.w_uv[h],
+                     head_inputs_[h].prepare(
+                         weights.w_uv[h], attended.columns_from(h * c.kv_lora_rank, c.kv_lora_rank),
+                         context_.rounding),
                      heads_out.columns_from(h * c.v_head_dim, c.v_head_dim)});
   layers::grouped_linear(jobs_, context_.rounding);
   return heads_out;

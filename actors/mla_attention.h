@@ -10,6 +10,7 @@
 #include "actors/rotary_rows.h"
 #include "layers/linear.h"
 #include "layers/mla.h"
+#include "layers/prepared_rows.h"
 
 namespace troupe::actors {
 
@@ -23,6 +24,8 @@ class MlaAttention final : public AttentionOp {
                        Matrix<const float> normed) override;
 
  private:
+  // The input of a product; valid until the next one is prepared.
+  layers::PreparedRows prepare(const model::PackedMatrix& weight, Matrix<const float> rows);
   Matrix<float> project_query(const model::MlaWeights& weights, Matrix<const float> normed);
   void write_latents(int layer, const model::MlaWeights& weights, Matrix<const float> normed);
   Matrix<float> absorb(const model::MlaWeights& weights, Matrix<const float> query);
@@ -31,6 +34,8 @@ class MlaAttention final : public AttentionOp {
   RankContext context_;
   layers::MlaShape shape_;
   RotaryRows rotary_;
+  layers::InputBuffer inputs_;
+  std::vector<layers::InputBuffer> head_inputs_;  // [heads]
   std::span<const layers::KvQuery> queries_;
 
   std::vector<layers::LinearJob> jobs_;  // one per head

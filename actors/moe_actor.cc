@@ -137,11 +137,13 @@ void MoeActor::mlp_part(const model::MlpWeights& weights, Matrix<const float> x,
   const Matrix<float> gate_up(workspace.floats(gate_up_).data, x.rows, 2 * width);
   const Matrix<float> activated(workspace.floats(activated_).data, x.rows, width);
   // gate and up stay in fp32 until their product: gate_up and SwiGLU count as one operation.
-  layers::linear(weights.gate_up, x, gate_up, Rounding::kNone);
+  layers::linear(weights.gate_up, inputs_.prepare(weights.gate_up, x, context_.rounding), gate_up,
+                 Rounding::kNone);
   if (!weights.gate_up_bias.empty())
     layers::add_bias(gate_up, weights.gate_up_bias, Rounding::kNone);
   activate(gate_up, activated);
-  layers::linear(weights.down, activated, y, Rounding::kNone);
+  layers::linear(weights.down, inputs_.prepare(weights.down, activated, context_.rounding), y,
+                 Rounding::kNone);
 }
 
 void MoeActor::activate(Matrix<const float> gate_up, Matrix<float> out) {
@@ -164,7 +166,8 @@ void MoeActor::route(const model::MoeWeights& weights, int layer, Matrix<const f
   const Matrix<float> logits = workspace.floats(first_rows(gate_logits_, normed.rows));
   const Matrix<int32_t> ids = workspace.ints(first_rows(topk_ids_, normed.rows));
   const Matrix<float> scores = workspace.floats(first_rows(topk_weights_, normed.rows));
-  layers::linear(weights.gate, normed, logits, Rounding::kNone);
+  layers::linear(weights.gate, inputs_.prepare(weights.gate, normed, context_.rounding), logits,
+                 Rounding::kNone);
   if (!weights.router_bias.empty()) layers::add_bias(logits, weights.router_bias, Rounding::kNone);
   layers::topk_gate(context_.config.gate, logits, weights.gate_bias, ids, scores);
   if (observe_router_) {
@@ -295,6 +298,17 @@ void MoeActor::add_expert_rows(const model::MlpWeights& weights,
   }
 }
 
+// The experts' inputs, which are `rows` in their order, in the form that their matrices read: they
+// are cut alike and of one type.
+void MoeActor::prepare_jobs(std::span<layers::LinearJob> jobs, Matrix<const float> rows) {
+  const layers::PreparedRows all = inputs_.prepare(*jobs[0].w, rows, context_.rounding);
+  int64_t first = 0;
+  for (layers::LinearJob& job : jobs) {
+    job.x = all.rows_from(first, job.x.rows);
+    first += job.x.rows;
+  }
+}
+
 void MoeActor::run_expert_rows() {
   if (expert_arrivals_.empty()) return;
   const auto count = static_cast<int64_t>(expert_arrivals_.size());
@@ -310,11 +324,13 @@ void MoeActor::run_expert_rows() {
       unpack_payload(expert_arrivals_[r].row, payload_format_, context_.rounding,
                      {in.row(r), hidden_size});
   });
+  prepare_jobs(gate_up_jobs_, in);
   layers::grouped_linear(gate_up_jobs_, Rounding::kNone);
   for (size_t i = 0; i < gate_up_jobs_.size(); ++i)
     if (!gate_up_biases_[i].empty())
       layers::add_bias(gate_up_jobs_[i].y, gate_up_biases_[i], Rounding::kNone);
   activate(gate_up, activated);
+  prepare_jobs(down_jobs_, activated);
   layers::grouped_linear(down_jobs_, Rounding::kNone);
   keep_results(out);
   expert_arrivals_.clear();

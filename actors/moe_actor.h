@@ -18,6 +18,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "actors/actor.h"
@@ -25,6 +26,7 @@
 #include "actors/row_exchange.h"
 #include "actors/token_payload.h"
 #include "comm/moe_exchange.h"
+#include "layers/linear.h"
 
 namespace troupe::actors {
 
@@ -59,6 +61,7 @@ class MoeActor final : public Actor {
   void add_expert_rows(const model::MlpWeights& weights,
                        std::span<const comm::MoeExchange::Arrival> rows);
   void run_expert_rows();
+  void prepare_jobs(std::span<layers::LinearJob> jobs, Matrix<const float> rows);
   void keep_results(Matrix<const float> out);
   // Adds the experts' results to the tokens [done, done + taken) of the chunk that this round
   // answered: to those of them that are this rank's own.
@@ -76,6 +79,7 @@ class MoeActor final : public Actor {
   RowExchange moe_tp_rows_, moe_tp_ids_, moe_tp_weights_;  // of one chunk
   RowExchange moe_tp_results_;                             // of one round
   bool observe_router_ = false;
+  layers::InputBuffer inputs_;
   comm::Answer answer_;
   int answer_rows_ = 0;            // of a token, once they are unpacked: topk, or 1 (kPerRank)
   int64_t chunk_rows_ = 0;         // own rows of a chunk, at most

@@ -80,8 +80,8 @@ void MtpActor::run_pass(int max_rows) {
   layers::rms_norm(previous, weights.hnorm, eps, previous, context_.rounding);
 
   const msg::Tensor hidden = first_rows(hidden_, num_rows_);
-  layers::linear(weights.eh_proj, fused, workspace.floats(slice_rows(hidden, own)),
-                 context_.rounding);
+  layers::linear(weights.eh_proj, inputs_.prepare(weights.eh_proj, fused, context_.rounding),
+                 workspace.floats(slice_rows(hidden, own)), context_.rounding);
 
   const msg::Tensor sequences = first_rows(sequences_, num_rows_);
   const msg::Tensor positions = first_rows(positions_, num_rows_);

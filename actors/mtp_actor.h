@@ -22,6 +22,7 @@
 #include "actors/actor.h"
 #include "actors/embedding_lookup.h"
 #include "actors/rank_context.h"
+#include "layers/prepared_rows.h"
 
 namespace troupe::actors {
 
@@ -50,6 +51,7 @@ class MtpActor final : public Actor {
     int position;  // of its last slot
   };
   std::vector<Chain> chains_;
+  layers::InputBuffer inputs_;
   std::vector<int32_t> next_tokens_;            // [rows]
   msg::Tensor hidden_, normed_, chain_normed_;  // [max_rows, hidden], chain: [max_sequences, ..]
   msg::Tensor fused_;                           // [max_rows, 2 hidden]: embedding, previous hidden

@@ -15,7 +15,7 @@
 
 #include "base/matrix.h"
 #include "comm/process_group.h"
-#include "layers/linear.h"
+#include "layers/rounding.h"
 
 namespace troupe::actors {
 

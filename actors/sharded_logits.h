@@ -7,6 +7,7 @@
 
 #include "actors/rank_context.h"
 #include "actors/row_exchange.h"
+#include "layers/prepared_rows.h"
 
 namespace troupe::actors {
 
@@ -45,6 +46,7 @@ class ShardedLogits {
 
   RankContext context_;
   RowExchange ranks_;
+  layers::InputBuffer inputs_;
   msg::Tensor block_;   // [kLogitRows, hidden] own rows
   msg::Tensor shard_;   // [kLogitRows * size, my vocabulary columns] everybody's rows
   msg::Tensor logits_;  // [kLogitRows, vocab] own rows

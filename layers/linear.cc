@@ -25,7 +25,7 @@ size_t element_bytes(WeightType type) {
   TROUPE_CHECK(false, "weight type {}", static_cast<int>(type));
 }
 
-void check_shapes(const PackedMatrix& w, Matrix<const float> x, Matrix<float> y) {
+void check_shapes(const PackedMatrix& w, const PreparedRows& x, Matrix<float> y) {
   TROUPE_CHECK(x.cols == w.cols && y.cols == w.rows && x.rows == y.rows,
                "w [{}, {}] x [{}, {}] y [{}, {}]", w.rows, w.cols, x.rows, x.cols, y.rows, y.cols);
 }
@@ -54,6 +54,17 @@ PackedMatrix plan_packed(WeightType type, int64_t rows, const LeafRange& leaves)
       .type = type, .rows = rows, .cols = leaves.k_end() - leaves.k_begin(), .leaves = leaves};
 }
 
+PackedMatrix tile_range(const PackedMatrix& w, int64_t first, int64_t count) {
+  TROUPE_CHECK(0 <= first && 0 <= count && count <= w.tiles() - first, "tiles {}+{} of {}", first,
+               count, w.tiles());
+  const int64_t tiles = std::max<int64_t>(w.tiles(), 1);
+  PackedMatrix range = w;
+  range.rows = std::min(count * kTileRows, w.rows - first * kTileRows);
+  range.data += first * (static_cast<int64_t>(w.data_bytes()) / tiles);
+  if (w.scale_bytes() > 0) range.scales += first * w.k_blocks() * kTileRows;
+  return range;
+}
+
 namespace {
 
 // Tiles that a thread takes at once: a multiple of what the kernels compute together, and worth the
@@ -71,27 +82,25 @@ int64_t num_pieces(const LinearJob& job) {
   return job.x.rows == 0 ? 0 : (job.w->tiles() + tiles - 1) / tiles;
 }
 
-// The tiles [first, last) of a job, on this thread.
-void linear_tiles(const LinearJob& job, int64_t first, int64_t last, Rounding rounding) {
-  const PackedMatrix& w = *job.w;
+// On this thread.
+void multiply(const PackedMatrix& w, const PreparedRows& x, Matrix<float> y, Rounding rounding) {
   int64_t leaf_ends[kTpLeaves];
   for (int i = 0; i < w.leaves.num_leaves; ++i)
     leaf_ends[i] = w.leaves.leaf_begin(w.leaves.first_leaf + i + 1) - w.leaves.k_begin();
-  const int64_t row = first * kTileRows;
-  const LinearArgs args{.weights = w.data + first * (w.data_bytes() / w.tiles()),
-                        .scales = w.scales + row * w.k_blocks(),
-                        .rows = std::min(w.rows, last * kTileRows) - row,
+  const LinearArgs args{.weights = w.data,
+                        .scales = w.scales,
+                        .rows = w.rows,
                         .cols = w.cols,
                         .k_blocks = w.k_blocks(),
                         .block_cols = kFp8Block,
                         .block_offset = w.leaves.k_begin() % kFp8Block,
                         .leaf_ends = leaf_ends,
                         .num_leaves = w.leaves.num_leaves,
-                        .x = job.x.data,
-                        .x_stride = job.x.stride,
-                        .y = job.y.data + row,
-                        .y_stride = job.y.stride,
-                        .tokens = job.x.rows,
+                        .x = reinterpret_cast<const float*>(x.data),
+                        .x_stride = x.row_bytes / static_cast<int64_t>(sizeof(float)),
+                        .y = y.data,
+                        .y_stride = y.stride,
+                        .tokens = x.rows,
                         .round_to_bf16 = rounding == Rounding::kBf16};
   switch (w.type) {
     case WeightType::kF32:
@@ -103,9 +112,16 @@ void linear_tiles(const LinearJob& job, int64_t first, int64_t last, Rounding ro
   }
 }
 
+// The tiles [first, last) of a job.
+void multiply_tiles(const LinearJob& job, int64_t first, int64_t last, Rounding rounding) {
+  const PackedMatrix tiles = tile_range(*job.w, first, last - first);
+  const Matrix<float> y(job.y.data + first * kTileRows, job.y.rows, tiles.rows, job.y.stride);
+  multiply(tiles, job.x, y, rounding);
+}
+
 }  // namespace
 
-void linear(const PackedMatrix& w, Matrix<const float> x, Matrix<float> y, Rounding rounding) {
+void linear(const PackedMatrix& w, const PreparedRows& x, Matrix<float> y, Rounding rounding) {
   const LinearJob job{&w, x, y};
   grouped_linear({&job, 1}, rounding);
 }
@@ -122,7 +138,7 @@ void grouped_linear(std::span<const LinearJob> jobs, Rounding rounding) {
       const int64_t count = num_pieces(job), tiles = piece_tiles(job);
       const int64_t from = std::max(begin - first, int64_t{0}), to = std::min(end - first, count);
       if (from < to)
-        linear_tiles(job, from * tiles, std::min(to * tiles, job.w->tiles()), rounding);
+        multiply_tiles(job, from * tiles, std::min(to * tiles, job.w->tiles()), rounding);
       first += count;
     }
   });
@@ -169,17 +185,18 @@ float sum_of_pairs(std::vector<float> values) {
 
 }  // namespace
 
-void linear(const PackedMatrix& w, Matrix<const float> x, Matrix<float> y, Rounding rounding) {
+void linear(const PackedMatrix& w, const PreparedRows& x, Matrix<float> y, Rounding rounding) {
   check_shapes(w, x, y);
   const LeafRange& leaves = w.leaves;
   for (int64_t t = 0; t < x.rows; ++t) {
+    const float* inputs = reinterpret_cast<const float*>(x.data + t * x.row_bytes);
     for (int64_t n = 0; n < w.rows; ++n) {
       std::vector<float> sums(leaves.num_leaves, 0.0f);
       for (int leaf = 0; leaf < leaves.num_leaves; ++leaf) {
         const int64_t begin = leaves.leaf_begin(leaves.first_leaf + leaf) - leaves.k_begin();
         const int64_t end = leaves.leaf_begin(leaves.first_leaf + leaf + 1) - leaves.k_begin();
         for (int64_t k = begin; k < end; ++k)
-          sums[leaf] = std::fma(weight(w, n, k), x.row(t)[k], sums[leaf]);
+          sums[leaf] = std::fma(weight(w, n, k), inputs[k], sums[leaf]);
       }
       const float sum = sum_of_pairs(sums);
       y.row(t)[n] = rounding == Rounding::kBf16 ? round_to_bf16(sum) : sum;

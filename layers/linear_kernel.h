@@ -1,4 +1,4 @@
-// layers/linear_kernel.h: y = W x over F32x16, for weights in tile order (layers/linear.h).
+// layers/linear_kernel.h: y = W x over F32x16, for weights in tile order (layers/packed_matrix.h).
 //
 // The lanes are 16 outputs. A block of tiles x tokens sums in registers while k ascends, so a
 // weight is loaded (and widened) once for several tokens and enough independent chains hide the

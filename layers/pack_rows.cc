@@ -1,11 +1,12 @@
-// pack_rows of layers/linear.h: from a checkpoint's rows to the kernel's tiles.
+// pack_rows of layers/packed_matrix.h: from a checkpoint's rows to the kernel's tiles.
 #include <algorithm>
 #include <array>
 #include <cstring>
 #include <limits>
 #include <type_traits>
 
-#include "layers/linear.h"
+#include "base/error.h"
+#include "layers/packed_matrix.h"
 
 namespace troupe::layers {
 namespace {

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "base/bf16.h"
 #include "layers/kernels.h"
 #include "layers/team.h"
 

@@ -4,7 +4,7 @@
 #include <span>
 
 #include "base/matrix.h"
-#include "layers/linear.h"
+#include "layers/rounding.h"
 
 namespace troupe::layers {
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "base/matrix.h"
-#include "layers/linear.h"
+#include "layers/rounding.h"
 
 namespace troupe::layers {
 

@@ -1,5 +1,6 @@
 #include "layers/swiglu.h"
 
+#include "base/bf16.h"
 #include "layers/exp.h"
 #include "layers/kernels.h"
 #include "layers/team.h"

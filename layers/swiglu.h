@@ -2,7 +2,7 @@
 #pragma once
 
 #include "base/matrix.h"
-#include "layers/linear.h"
+#include "layers/rounding.h"
 
 namespace troupe::layers {
 

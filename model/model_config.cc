@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "layers/packed_matrix.h"
 #include "model/json_file.h"
 
 namespace troupe::model {

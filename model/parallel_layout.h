@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "layers/linear.h"
+#include "layers/packed_matrix.h"
 #include "model/model_config.h"
 
 namespace troupe::model {

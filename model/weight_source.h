@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "layers/linear.h"
+#include "layers/packed_matrix.h"
 #include "model/parallel_layout.h"
 #include "model/safetensors.h"
 

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "base/memory.h"
-#include "layers/linear.h"
+#include "layers/packed_matrix.h"
 #include "model/model_config.h"
 #include "model/parallel_layout.h"
 #include "model/safetensors.h"

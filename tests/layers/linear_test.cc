@@ -335,6 +335,51 @@ TEST(Linear, GivesNanForARowWithAnFp8Nan) {
   });
 }
 
+TEST_P(LinearOfType, OfARangeOfTilesIsThoseColumns) {
+  const PackedWeights w =
+      TestTensor(GetParam(), 100, 300, 17).pack(same_type(GetParam()), whole(300, 16));
+  const Rows x(7, 300, 18);
+
+  on_every_isa([&] {
+    const std::vector<float> want = product(w.matrix, x.view);
+    std::vector<float> got(7 * 100, kNan);
+    const Matrix<float> y(got.data(), 7, 100);
+    for (const auto& [first, count] : {std::pair{0, 3}, {3, 0}, {3, 1}, {4, 3}}) {
+      const PackedMatrix tiles = tile_range(w.matrix, first, count);
+      linear(tiles, x.view, {y.data + first * kTileRows, 7, tiles.rows, y.stride}, Rounding::kNone);
+    }
+    EXPECT_EQ(got, want);
+  });
+}
+
+TEST_P(LinearOfType, TakesInputsPreparedInPieces) {
+  const PackedWeights w =
+      TestTensor(GetParam(), 40, 130, 19).pack(same_type(GetParam()), whole(130, 16));
+  const Rows x(9, 130, 20);
+
+  on_every_isa([&] {
+    for (const Rounding dtype : {Rounding::kNone, Rounding::kBf16}) {
+      InputBuffer buffer;
+      std::vector<float> want(9 * 40), got(9 * 40);
+      linear(w.matrix, buffer.prepare(w.matrix, x.view, dtype), Matrix(want.data(), 9, 40),
+             Rounding::kNone);
+      for (const auto& [first, count] : {std::pair{0, 4}, {4, 0}, {4, 5}}) {
+        const PreparedRows rows = buffer.prepare(w.matrix, x.view.rows_from(first, count), dtype);
+        linear(w.matrix, rows, Matrix(got.data(), 9, 40).rows_from(first, count), Rounding::kNone);
+        linear(w.matrix, rows.rows_from(count / 2, 0), Matrix<float>(nullptr, 0, 40),
+               Rounding::kNone);
+      }
+      EXPECT_EQ(got, want);
+    }
+  });
+}
+
+TEST(Linear, RefusesTilesThatAreNotThere) {
+  const PackedWeights w(WeightType::kF32, 40, whole(8, 1));
+  EXPECT_THROW(tile_range(w.matrix, 2, 2), std::logic_error);
+  EXPECT_THROW(tile_range(w.matrix, -1, 1), std::logic_error);
+}
+
 TEST(Linear, RefusesShapesThatDoNotMatch) {
   const PackedWeights w(WeightType::kF32, 4, whole(8, 1));
   std::vector<float> x(16), y(16);

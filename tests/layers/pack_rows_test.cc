@@ -1,4 +1,4 @@
-// pack_rows and plan_packed of layers/linear.h.
+// pack_rows and plan_packed of layers/packed_matrix.h.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -14,7 +14,7 @@ namespace {
 
 using SourceType = SourceRows::Type;
 
-// Element (row, k) of a matrix of floats, found by the layout that layers/linear.h draws.
+// Element (row, k) of a matrix of floats, found by the layout that layers/packed_matrix.h draws.
 float f32_element(const PackedWeights& w, int64_t row, int64_t k) {
   float value;
   const int64_t i = (row / 16 * w.matrix.cols + k) * 16 + row % 16;

@@ -17,7 +17,7 @@ struct HeldElement {
   bool rounded;  // to bf16 when it was packed
 };
 
-// Element (row, k) of a packed matrix, as layers/linear.h draws it.
+// Element (row, k) of a packed matrix, as layers/packed_matrix.h draws it.
 inline float element(const PackedMatrix& matrix, int64_t row, int64_t k) {
   const int64_t tile = row / layers::kTileRows, lane = row % layers::kTileRows;
   const int64_t index = (tile * matrix.cols + k) * layers::kTileRows + lane;
