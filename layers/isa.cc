@@ -20,6 +20,9 @@ std::vector<Isa> detect_isas() {
   if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     isas.push_back(Isa::kAvx512);
+  if (isas.back() == Isa::kAvx512 && __builtin_cpu_supports("avx512bf16") &&
+      __builtin_cpu_supports("avx512vbmi"))
+    isas.push_back(Isa::kAvx512Bf16);
 #endif
   return isas;
 }
@@ -32,14 +35,14 @@ bool is_supported(Isa isa) {
 Isa isa_from_environment() {
   const char* name = std::getenv("TROUPE_ISA");
   if (name == nullptr || *name == '\0') return supported_isas().back();
-  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
     if (std::string(name) != isa_name(isa)) continue;
     if (!is_supported(isa))
       throw_user_error("TROUPE_ISA={}: this machine lacks it; the best here is {}", name,
                        isa_name(supported_isas().back()));
     return isa;
   }
-  throw_user_error("TROUPE_ISA={}: unknown; write scalar, avx2 or avx512", name);
+  throw_user_error("TROUPE_ISA={}: unknown; write scalar, avx2, avx512 or avx512_bf16", name);
 }
 
 Isa& current_isa() {
@@ -57,6 +60,8 @@ const char* isa_name(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
   }
   TROUPE_CHECK(false, "isa {}", static_cast<int>(isa));
 }
@@ -82,6 +87,8 @@ const Kernels& kernels() {
       return avx2::kKernels;
     case Isa::kAvx512:
       return avx512::kKernels;
+    case Isa::kAvx512Bf16:
+      return avx512_bf16::kKernels;
   }
 #endif
   return scalar::kKernels;

@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/bf16.h"
+
 namespace troupe::layers {
 
 // y[t][n] = sum over k of W[n][k] x[t][k], as layers/linear.h defines it.
@@ -21,8 +23,8 @@ struct LinearArgs {
   int64_t block_offset = 0;            // inputs cut off the first block
   const int64_t* leaf_ends = nullptr;  // [num_leaves], the last is cols
   int num_leaves = 1;
-  const float* x = nullptr;  // [tokens, cols]
-  int64_t x_stride = 0;
+  const std::byte* x = nullptr;  // [tokens] rows in the form that the kernel reads
+  int64_t x_row_bytes = 0;
   float* y = nullptr;  // [tokens, rows]
   int64_t y_stride = 0;
   int64_t tokens = 0;
@@ -93,6 +95,10 @@ struct Kernels {
   void (*linear_f32)(const LinearArgs&);
   void (*linear_bf16)(const LinearArgs&);
   void (*linear_fp8)(const LinearArgs&);
+  // Over rows of bf16 (layers/linear_dot.h); null where the instruction set has no such product.
+  void (*linear_dot_bf16)(const LinearArgs&);
+  void (*linear_dot_fp8)(const LinearArgs&);
+  void (*round_to_bf16_row)(const float* x, int64_t count, Bf16* out);
   void (*rms_norm_row)(const RmsNormArgs&);
   float (*read_floats)(const float* x, int64_t count);  // peak_kernel.h
   int64_t (*fma_chains)(int64_t rounds, float* sum);    // peak_kernel.h
@@ -113,6 +119,9 @@ namespace avx2 {
 extern const Kernels kKernels;
 }
 namespace avx512 {
+extern const Kernels kKernels;
+}
+namespace avx512_bf16 {
 extern const Kernels kKernels;
 }
 

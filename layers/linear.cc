@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "layers/kernels.h"
+#include "layers/linear_dot.h"
 #include "layers/team.h"
 
 namespace troupe::layers {
@@ -28,6 +29,27 @@ size_t element_bytes(WeightType type) {
 void check_shapes(const PackedMatrix& w, const PreparedRows& x, Matrix<float> y) {
   TROUPE_CHECK(x.cols == w.cols && y.cols == w.rows && x.rows == y.rows,
                "w [{}, {}] x [{}, {}] y [{}, {}]", w.rows, w.cols, x.rows, x.cols, y.rows, y.cols);
+}
+
+using LinearKernel = void (*)(const LinearArgs&);
+
+LinearKernel kernel_for(WeightType type, InputForm form) {
+  const bool bf16 = form == InputForm::kBf16;
+  LinearKernel kernel = nullptr;
+  switch (type) {
+    case WeightType::kF32:
+      kernel = bf16 ? nullptr : kernels().linear_f32;
+      break;
+    case WeightType::kBf16:
+      kernel = bf16 ? kernels().linear_dot_bf16 : kernels().linear_bf16;
+      break;
+    case WeightType::kFp8:
+      kernel = bf16 ? kernels().linear_dot_fp8 : kernels().linear_fp8;
+      break;
+  }
+  TROUPE_CHECK(kernel != nullptr, "weight type {} has no product with inputs of form {}",
+               static_cast<int>(type), static_cast<int>(form));
+  return kernel;
 }
 
 }  // namespace
@@ -96,20 +118,13 @@ void multiply(const PackedMatrix& w, const PreparedRows& x, Matrix<float> y, Rou
                         .block_offset = w.leaves.k_begin() % kFp8Block,
                         .leaf_ends = leaf_ends,
                         .num_leaves = w.leaves.num_leaves,
-                        .x = reinterpret_cast<const float*>(x.data),
-                        .x_stride = x.row_bytes / static_cast<int64_t>(sizeof(float)),
+                        .x = x.data,
+                        .x_row_bytes = x.row_bytes,
                         .y = y.data,
                         .y_stride = y.stride,
                         .tokens = x.rows,
                         .round_to_bf16 = rounding == Rounding::kBf16};
-  switch (w.type) {
-    case WeightType::kF32:
-      return kernels().linear_f32(args);
-    case WeightType::kBf16:
-      return kernels().linear_bf16(args);
-    case WeightType::kFp8:
-      return kernels().linear_fp8(args);
-  }
+  kernel_for(w.type, x.form)(args);
 }
 
 // The tiles [first, last) of a job.
@@ -173,6 +188,8 @@ float weight(const PackedMatrix& w, int64_t n, int64_t k) {
          w.scales[(tile * w.k_blocks() + block) * kTileRows + lane];
 }
 
+}  // namespace
+
 float sum_of_pairs(std::vector<float> values) {
   while (values.size() > 1) {
     std::vector<float> sums;
@@ -183,10 +200,9 @@ float sum_of_pairs(std::vector<float> values) {
   return values[0];
 }
 
-}  // namespace
-
 void linear(const PackedMatrix& w, const PreparedRows& x, Matrix<float> y, Rounding rounding) {
   check_shapes(w, x, y);
+  if (x.form == InputForm::kBf16) return linear_dot(w, x, y, rounding);
   const LeafRange& leaves = w.leaves;
   for (int64_t t = 0; t < x.rows; ++t) {
     const float* inputs = reinterpret_cast<const float*>(x.data + t * x.row_bytes);

@@ -2,9 +2,11 @@
 //
 // Numbers (docs/design.md, section 5). The K inputs of a product are cut into leaves. Inside a leaf
 // the sum is one chain of fused multiply-adds in ascending k, in fp32, started at 0; leaves are
-// then summed by a binary tree of pairs. So y[t][n] depends on row t of x and row n of W only: not
-// on the number of rows, on threads, on tiles, nor on the instruction set. A row-parallel product
-// (o_proj, down_proj) has kTpLeaves leaves whatever its tensor-parallel size; any other has one.
+// then summed by a binary tree of pairs. Inputs prepared as bf16 have chains of their own
+// (layers/linear_dot.h), by the same rules. So y[t][n] depends on row t of x and row n of W only:
+// not on the number of rows, on threads, on tiles, nor on the instruction set. A row-parallel
+// product (o_proj, down_proj) has kTpLeaves leaves whatever its tensor-parallel size; any other has
+// one.
 #pragma once
 
 #include <span>
@@ -34,7 +36,7 @@ struct LinearJob {
 void grouped_linear(std::span<const LinearJob> jobs, Rounding rounding);
 
 namespace reference {
-// The definition: three loops over an unpacked view of the same PackedMatrix.
+// The definition: three loops over an unpacked view of the same PackedMatrix, by x's form.
 void linear(const PackedMatrix& w, const PreparedRows& x, Matrix<float> y, Rounding rounding);
 }  // namespace reference
 

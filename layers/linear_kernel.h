@@ -57,6 +57,13 @@ struct LeafTree {
   }
 };
 
+inline void store_output(const LinearArgs& args, int64_t tile, int64_t token, F32x16 sum) {
+  if (args.round_to_bf16) sum = round_to_bf16(sum);
+  const int64_t row = tile * 16;
+  const int64_t n = args.rows - row < 16 ? args.rows - row : 16;
+  store_first(args.y + token * args.y_stride + row, sum, n);
+}
+
 // The outputs of kTiles tiles for kTokens tokens. Sums are kept as [kTiles][kTokens].
 template <class T, int kTiles, int kTokens>
 class LinearBlock {
@@ -67,7 +74,8 @@ class LinearBlock {
         token_(token),
         tile_stride_(args.cols * 16),
         weights_(reinterpret_cast<const T*>(args.weights) + tile * tile_stride_),
-        x_(args.x + token * args.x_stride) {}
+        x_stride_(args.x_row_bytes / static_cast<int64_t>(sizeof(float))),
+        x_(reinterpret_cast<const float*>(args.x) + token * x_stride_) {}
 
   void run() {
     LeafTree<kTiles * kTokens> tree;
@@ -79,7 +87,8 @@ class LinearBlock {
     }
     const F32x16* sums = tree.finish();
     for (int i = 0; i < kTiles; ++i)
-      for (int t = 0; t < kTokens; ++t) store_sum(i, t, sums[i * kTokens + t]);
+      for (int t = 0; t < kTokens; ++t)
+        store_output(args_, tile_ + i, token_ + t, sums[i * kTokens + t]);
   }
 
  private:
@@ -113,7 +122,7 @@ class LinearBlock {
         const F32x16 weights = load_weights(w + i * tile_stride_, scales[i]);
 #pragma GCC unroll 8
         for (int t = 0; t < kTokens; ++t)
-          sum[i][t] = fma(weights, F32x16::splat(x_[t * args_.x_stride + k]), sum[i][t]);
+          sum[i][t] = fma(weights, F32x16::splat(x_[t * x_stride_ + k]), sum[i][t]);
       }
     }
 
@@ -148,17 +157,10 @@ class LinearBlock {
         const F32x16 weights = mul(value, scale);
         for (int t = 0; t < kTokens; ++t) {
           F32x16& sum = sums[i * kTokens + t];
-          sum = fma(weights, F32x16::splat(x_[t * args_.x_stride + k]), sum);
+          sum = fma(weights, F32x16::splat(x_[t * x_stride_ + k]), sum);
         }
       }
     }
-  }
-
-  void store_sum(int i, int t, F32x16 sum) {
-    if (args_.round_to_bf16) sum = round_to_bf16(sum);
-    const int64_t row = (tile_ + i) * 16;
-    const int64_t n = args_.rows - row < 16 ? args_.rows - row : 16;
-    store_first(args_.y + (token_ + t) * args_.y_stride + row, sum, n);
   }
 
   const LinearArgs& args_;
@@ -166,6 +168,7 @@ class LinearBlock {
   const int64_t token_;
   const int64_t tile_stride_;
   const T* weights_;
+  const int64_t x_stride_;
   const float* x_;
 };
 

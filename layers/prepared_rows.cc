@@ -1,6 +1,34 @@
 #include "layers/prepared_rows.h"
 
+#include "layers/kernels.h"
+#include "layers/team.h"
+
 namespace troupe::layers {
+namespace {
+
+// An odd number of cache lines: rows a multiple of 4 KiB apart would all fall into one set of L1.
+int64_t bf16_row_bytes(int64_t cols) {
+  const int64_t lines = (cols * static_cast<int64_t>(sizeof(Bf16)) + 63) / 64;
+  return (lines | 1) * 64;
+}
+
+PreparedRows to_bf16_rows(const PackedMatrix& w, Matrix<const float> x, std::byte* memory) {
+  PreparedRows prepared;
+  prepared.form = InputForm::kBf16;
+  prepared.rows = x.rows;
+  prepared.cols = x.cols;
+  prepared.leaves = w.leaves;
+  prepared.data = memory;
+  prepared.row_bytes = bf16_row_bytes(x.cols);
+  parallel_for(x.rows, row_grain(x.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      kernels().round_to_bf16_row(x.row(t), x.cols,
+                                  reinterpret_cast<Bf16*>(memory + t * prepared.row_bytes));
+  });
+  return prepared;
+}
+
+}  // namespace
 
 PreparedRows::PreparedRows(Matrix<const float> x)
     : rows(x.rows),
@@ -17,21 +45,36 @@ PreparedRows PreparedRows::rows_from(int64_t first, int64_t count) const {
   return part;
 }
 
-InputForm input_form(const PackedMatrix&, Rounding) { return InputForm::kF32; }
-
-size_t prepared_bytes(const PackedMatrix& w, Rounding dtype, int64_t) {
-  switch (input_form(w, dtype)) {
-    case InputForm::kF32:
-      return 0;
+InputForm input_form(const PackedMatrix& w, Rounding dtype) {
+  if (dtype != Rounding::kBf16) return InputForm::kF32;
+  switch (w.type) {
+    case WeightType::kF32:
+      return InputForm::kF32;
+    case WeightType::kBf16:
+    case WeightType::kFp8:
+      return kernels().linear_dot_bf16 != nullptr ? InputForm::kBf16 : InputForm::kF32;
   }
   TROUPE_CHECK(false, "weight type {}", static_cast<int>(w.type));
 }
 
-PreparedRows prepare(const PackedMatrix& w, Matrix<const float> x, Rounding dtype, std::byte*) {
+size_t prepared_bytes(const PackedMatrix& w, Rounding dtype, int64_t rows) {
+  switch (input_form(w, dtype)) {
+    case InputForm::kF32:
+      return 0;
+    case InputForm::kBf16:
+      return rows * bf16_row_bytes(w.cols);
+  }
+  TROUPE_CHECK(false, "weight type {}", static_cast<int>(w.type));
+}
+
+PreparedRows prepare(const PackedMatrix& w, Matrix<const float> x, Rounding dtype,
+                     std::byte* memory) {
   TROUPE_CHECK(x.cols == w.cols, "w [{}, {}] x [{}, {}]", w.rows, w.cols, x.rows, x.cols);
   switch (input_form(w, dtype)) {
     case InputForm::kF32:
       return x;
+    case InputForm::kBf16:
+      return to_bf16_rows(w, x, memory);
   }
   TROUPE_CHECK(false, "weight type {}", static_cast<int>(w.type));
 }

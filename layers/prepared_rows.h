@@ -20,7 +20,8 @@
 namespace troupe::layers {
 
 enum class InputForm : uint8_t {
-  kF32,  // [cols] floats, as they are
+  kF32,   // [cols] floats, as they are
+  kBf16,  // [cols] Bf16
 };
 
 // Rows [rows, cols] in some form. A row is `row_bytes` long and complete in itself: whatever scales
@@ -50,8 +51,8 @@ InputForm input_form(const PackedMatrix& w, Rounding dtype);
 size_t prepared_bytes(const PackedMatrix& w, Rounding dtype, int64_t rows);
 
 // x [rows, w.cols] in the form that products with `w` read. `memory` has room for
-// prepared_bytes(w, dtype, x.rows), 64-byte aligned; the result points into it, or into x. Threads
-// share the work by preparing ranges of rows, each into its part of the memory.
+// prepared_bytes(w, dtype, x.rows), 64-byte aligned; the result points into it, or into x. The
+// calling thread's team takes rows (layers/team.h).
 PreparedRows prepare(const PackedMatrix& w, Matrix<const float> x, Rounding dtype,
                      std::byte* memory);
 

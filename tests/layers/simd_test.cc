@@ -19,7 +19,7 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 const SimdProbe& probe() {
 #if defined(__x86_64__)
-  if (active_isa() == Isa::kAvx512) return avx512::kProbe;
+  if (active_isa() >= Isa::kAvx512) return avx512::kProbe;
   if (active_isa() == Isa::kAvx2) return avx2::kProbe;
 #endif
   return scalar::kProbe;
