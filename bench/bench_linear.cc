@@ -1,13 +1,17 @@
 // bench/bench_linear.cc: how fast linear() and pack_rows() run on one thread.
 //
-// One row streams the weights: bytes_per_second is to be read beside read/..., which only sums
-// memory of the same size. Many rows compute: the counter flops is multiplications and additions.
-// The instruction set is the best of the machine, or what TROUPE_ISA names.
+// Few rows stream the weights: bytes_per_second is to be read beside bench_read, which only sums
+// memory of the same size. Many rows compute: flops counts multiplications and additions, to be
+// read beside bench_fma and bench_dot, which do nothing else. The weights always come from memory,
+// as those of a model do; inputs are prepared in the time measured. dtype is bfloat16, but for f32.
+// The instruction set is the best of the machine, or what TROUPE_ISA names. Arguments: rows of x,
+// rows of W, inputs; the shapes are experts' gate_up and down of DeepSeek-V2-Lite, and of V3.
 #include <benchmark/benchmark.h>
 
 #include <cstring>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "base/memory.h"
@@ -47,15 +51,17 @@ std::vector<float> random_floats(int64_t count) {
   return values;
 }
 
-void run_linear(benchmark::State& state, WeightType type, size_t cold_bytes) {
+void run_linear(benchmark::State& state, WeightType type, Rounding dtype) {
   const int64_t tokens = state.range(0), rows = state.range(1), cols = state.range(2);
-  const Weights weights = make_weights(type, rows, cols, cold_bytes);
+  const Weights weights = make_weights(type, rows, cols, kColdBytes);
   const std::vector<float> x = random_floats(tokens * cols);
   std::vector<float> y(tokens * rows);
+  InputBuffer inputs;
   size_t i = 0;
   for (auto _ : state) {
-    linear(weights.copies[i++ % weights.copies.size()], Matrix<const float>(x.data(), tokens, cols),
-           Matrix<float>(y.data(), tokens, rows), Rounding::kBf16);
+    const PackedMatrix& w = weights.copies[i++ % weights.copies.size()];
+    linear(w, inputs.prepare(w, Matrix<const float>(x.data(), tokens, cols), dtype),
+           Matrix<float>(y.data(), tokens, rows), dtype);
     benchmark::DoNotOptimize(y.data());
     benchmark::ClobberMemory();
   }
@@ -75,6 +81,37 @@ void bench_read(benchmark::State& state) {
   state.SetBytesProcessed(state.iterations() * static_cast<int64_t>(kColdBytes));
 }
 
+#if defined(__x86_64__)
+// The most that the registers allow: 16 independent chains, whatever the values.
+void bench_fma(benchmark::State& state) {
+  if (active_isa() < Isa::kAvx512) return state.SkipWithError("needs avx512");
+  for (auto _ : state)
+    asm volatile(
+        ".irp i, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15\n"
+        "vfmadd231ps %%zmm16, %%zmm16, %%zmm\\i\n"
+        ".endr" ::
+            : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
+              "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+  state.counters["flops"] = benchmark::Counter(static_cast<double>(state.iterations()) * 16 * 32,
+                                               benchmark::Counter::kIsRate);
+}
+
+void bench_dot(benchmark::State& state) {
+  if (active_isa() < Isa::kAvx512Bf16) return state.SkipWithError("needs avx512_bf16");
+  for (auto _ : state)
+    asm volatile(
+        ".irp i, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15\n"
+        "vdpbf16ps %%zmm16, %%zmm16, %%zmm\\i\n"
+        ".endr" ::
+            : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
+              "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+  state.counters["flops"] = benchmark::Counter(static_cast<double>(state.iterations()) * 16 * 64,
+                                               benchmark::Counter::kIsRate);
+}
+BENCHMARK(bench_fma);
+BENCHMARK(bench_dot);
+#endif
+
 void bench_pack(benchmark::State& state, WeightType to, SourceRows::Type from) {
   constexpr int64_t kRows = 2048, kCols = 7168;
   Weights weights = make_weights(to, kRows, kCols, 1);
@@ -93,26 +130,16 @@ void bench_pack(benchmark::State& state, WeightType to, SourceRows::Type from) {
                           static_cast<int64_t>(weights.copies[0].data_bytes()));
 }
 
-void one_row(benchmark::internal::Benchmark* b) {
-  b->Args({1, 2048, 2048})->Args({1, 7168, 2048})->Args({1, 2048, 7168})->UseRealTime();
-}
-void few_rows(benchmark::internal::Benchmark* b) {
-  for (const int tokens : {2, 4, 8, 16}) b->Args({tokens, 2048, 7168});
+void shapes(benchmark::internal::Benchmark* b) {
+  for (const auto& [rows, cols] : {std::pair{2816, 2048}, {2048, 1408}, {4096, 7168}})
+    for (const int tokens : {1, 2, 4, 8, 16, 48, 512}) b->Args({tokens, rows, cols});
   b->UseRealTime();
-}
-void many_rows(benchmark::internal::Benchmark* b) {
-  b->Args({512, 2048, 2048})->Args({512, 2048, 7168})->Args({512, 7168, 2048})->UseRealTime();
 }
 
 BENCHMARK(bench_read)->UseRealTime();
-BENCHMARK_CAPTURE(run_linear, f32, WeightType::kF32, kColdBytes)->Apply(one_row);
-BENCHMARK_CAPTURE(run_linear, bf16, WeightType::kBf16, kColdBytes)->Apply(one_row);
-BENCHMARK_CAPTURE(run_linear, fp8, WeightType::kFp8, kColdBytes)->Apply(one_row);
-BENCHMARK_CAPTURE(run_linear, bf16, WeightType::kBf16, kColdBytes)->Apply(few_rows);
-BENCHMARK_CAPTURE(run_linear, fp8, WeightType::kFp8, kColdBytes)->Apply(few_rows);
-BENCHMARK_CAPTURE(run_linear, f32, WeightType::kF32, 1)->Apply(many_rows);
-BENCHMARK_CAPTURE(run_linear, bf16, WeightType::kBf16, 1)->Apply(many_rows);
-BENCHMARK_CAPTURE(run_linear, fp8, WeightType::kFp8, 1)->Apply(many_rows);
+BENCHMARK_CAPTURE(run_linear, f32, WeightType::kF32, Rounding::kNone)->Apply(shapes);
+BENCHMARK_CAPTURE(run_linear, bf16, WeightType::kBf16, Rounding::kBf16)->Apply(shapes);
+BENCHMARK_CAPTURE(run_linear, fp8, WeightType::kFp8, Rounding::kBf16)->Apply(shapes);
 BENCHMARK_CAPTURE(bench_pack, f32, WeightType::kF32, SourceRows::Type::kF32);
 BENCHMARK_CAPTURE(bench_pack, bf16, WeightType::kBf16, SourceRows::Type::kBf16);
 BENCHMARK_CAPTURE(bench_pack, fp8, WeightType::kFp8, SourceRows::Type::kFp8);
