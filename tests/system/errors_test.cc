@@ -159,7 +159,7 @@ TEST(Configuration, OfAnUnknownInstructionSetListsTheKnown) {
       run_error(tiny_config(), {"--prompt-ids", "1"}, {{"TROUPE_ISA", "nonsense"}});
 
   EXPECT_CONTAINS(error, "TROUPE_ISA=nonsense");
-  EXPECT_CONTAINS(error, "scalar, avx2 or avx512");
+  EXPECT_CONTAINS(error, "scalar, avx2, avx512 or avx512_bf16");
 }
 
 // ---- command lines ----------------------------------------------------------------------------

@@ -137,7 +137,9 @@ TEST(Report, HasTimesOfTheRunAndFiguresOfEveryRank) {
   const json& metrics = run.report.at("metrics");
 
   EXPECT_EQ(metrics.at("world_size"), 4);
-  EXPECT_EQ((std::set<std::string>{"scalar", "avx2", "avx512"}.count(metrics.at("isa"))), 1);
+  EXPECT_EQ(
+      (std::set<std::string>{"scalar", "avx2", "avx512", "avx512_bf16"}.count(metrics.at("isa"))),
+      1);
   for (const char* time : {"ttft_ms", "tpot_ms", "prefill_tokens_per_s", "decode_tokens_per_s",
                            "avg_equivalent_time_ms", "kv_blocks", "scheduler_share", "load_s"})
     EXPECT_GT(metrics.at(time).get<double>(), 0) << time;
