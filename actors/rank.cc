@@ -224,12 +224,28 @@ model::ParallelSizes parallel_sizes(const msg::LaunchT& launch) {
           .enable_o_proj_alltoall = launch.enable_o_proj_alltoall};
 }
 
+static model::WeightOptions::Format weight_format(msg::WeightFormat format) {
+  using Format = model::WeightOptions::Format;
+  switch (format) {
+    case msg::WeightFormat::Auto:
+      return Format::kAuto;
+    case msg::WeightFormat::Bf16:
+      return Format::kBf16;
+    case msg::WeightFormat::Int8:
+      return Format::kInt8;
+    case msg::WeightFormat::Int4:
+      return Format::kInt4;
+    case msg::WeightFormat::Mxfp4:
+      return Format::kMxfp4;
+  }
+  TROUPE_CHECK(false, "weight format {}", static_cast<int>(format));
+}
+
 model::WeightOptions weight_options(const msg::LaunchT& launch) {
   return {.with_ckpt = launch.with_ckpt,
           .seed = launch.seed,
           .with_mtp = launch.with_mtp,
-          .format = launch.weights_as_bf16 ? model::WeightOptions::Format::kBf16
-                                           : model::WeightOptions::Format::kAuto,
+          .format = weight_format(launch.weight_format),
           .exact_kv_b = launch.dtype == msg::DataType::Float32};
 }
 

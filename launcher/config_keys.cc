@@ -227,7 +227,7 @@ std::vector<Key> runtime_keys() {
   using R = Config::Runtime;
   return {
       integer(kRuntime, "threads_per_rank", 1, 1024, in_runtime<&R::threads_per_rank>),
-      runs_only({"auto", "bf16"},
+      runs_only({"auto", "bf16", "int8", "int4", "mxfp4"},
                 choice(kRuntime, "weight_format",
                        {is("auto", WeightFormat::kAuto), is("bf16", WeightFormat::kBf16),
                         is("fp8", WeightFormat::kFp8), is("int8", WeightFormat::kInt8),

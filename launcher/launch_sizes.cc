@@ -54,6 +54,23 @@ actors::MoeOptions moe_options(const Config& config) {
           .int8_payload = config.runtime.moe_payload == MoePayload::kInt8};
 }
 
+static msg::WeightFormat wire_format(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kBf16:
+      return msg::WeightFormat::Bf16;
+    case WeightFormat::kInt8:
+      return msg::WeightFormat::Int8;
+    case WeightFormat::kInt4:
+      return msg::WeightFormat::Int4;
+    case WeightFormat::kMxfp4:
+      return msg::WeightFormat::Mxfp4;
+    case WeightFormat::kFp8:  // as fp8 checkpoints are; no other is converted to it
+    case WeightFormat::kAuto:
+      return msg::WeightFormat::Auto;
+  }
+  TROUPE_CHECK(false, "weight format {}", static_cast<int>(format));
+}
+
 msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits& limits,
                              uint8_t observe) {
   msg::LaunchT launch;
@@ -65,7 +82,7 @@ msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits
   launch.seed = config.data.seed;
   launch.dtype = config.model.dtype == ComputeType::kFloat32 ? msg::DataType::Float32
                                                              : msg::DataType::Bfloat16;
-  launch.weights_as_bf16 = config.runtime.weight_format == WeightFormat::kBf16;
+  launch.weight_format = wire_format(config.runtime.weight_format);
   launch.with_mtp = limits.run_mtp;
   launch.attn_tp_size = config.parallel.attn_tp_size;
   launch.dense_tp_size = config.parallel.dense_tp_size;

@@ -18,7 +18,8 @@ std::vector<Isa> detect_isas() {
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (has_avx2) isas.push_back(Isa::kAvx2);
   if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512vnni"))
     isas.push_back(Isa::kAvx512);
   if (isas.back() == Isa::kAvx512 && __builtin_cpu_supports("avx512bf16") &&
       __builtin_cpu_supports("avx512vbmi"))

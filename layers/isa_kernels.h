@@ -8,7 +8,9 @@
 #if defined(__AVX512BF16__)
 #include "layers/linear_dot_kernel.h"
 #endif
+#include "layers/linear_quantized_kernel.h"
 #include "layers/peak_kernel.h"
+#include "layers/quantize_kernel.h"
 #include "layers/rms_norm_kernel.h"
 #include "layers/swiglu_kernel.h"
 
@@ -27,6 +29,8 @@ const Kernels kKernels {
 #else
   .linear_dot_bf16 = nullptr, .linear_dot_fp8 = nullptr,
 #endif
+  .linear_int8 = linear_quantized<Int8Weights>, .linear_int4 = linear_quantized<Int4Weights>,
+  .linear_mxfp4 = linear_quantized<Mxfp4Weights>, .quantize_row = quantize_row,
   .round_to_bf16_row = round_to_bf16_row, .rms_norm_row = rms_norm_row, .read_floats = read_floats,
   .fma_chains = fma_chains, .swiglu_row = swiglu_row, .clamped_swiglu_row = clamped_swiglu_row,
   .attention_f32 = attention<float>, .attention_bf16 = attention<Bf16>,

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "base/bf16.h"
+#include "layers/segments.h"
 
 namespace troupe::layers {
 
@@ -29,6 +30,39 @@ struct LinearArgs {
   int64_t y_stride = 0;
   int64_t tokens = 0;
   bool round_to_bf16 = false;
+};
+
+// The same of quantised weights and rows (layers/quantize.h).
+struct QuantizedLinearArgs {
+  const uint8_t* tiles = nullptr;  // [tiles, tile_bytes]: scales, then codes
+  int64_t tile_bytes = 0;
+  int64_t tile_codes_at = 0;
+  int64_t rows = 0;                    // of W
+  int64_t group_cols = 0;              // inputs of a group
+  int64_t group_offset = 0;            // inputs cut off the first group
+  const int64_t* leaf_ends = nullptr;  // [num_leaves], the last is cols
+  int num_leaves = 1;
+  const int8_t* x = nullptr;  // [tokens, row_bytes]: codes, scales, offsets
+  int64_t row_bytes = 0;
+  int64_t row_scales_at = 0;
+  int64_t row_offsets_at = 0;
+  float* y = nullptr;  // [tokens, rows]
+  int64_t y_stride = 0;
+  int64_t tokens = 0;
+  bool round_to_bf16 = false;
+};
+
+// One row of inputs for it.
+struct QuantizeArgs {
+  const float* x = nullptr;            // [cols]
+  const int64_t* leaf_ends = nullptr;  // [num_leaves], the last is cols
+  int num_leaves = 1;
+  int64_t group_cols = 0;
+  int64_t group_offset = 0;
+  int32_t weight_offset = 0;
+  int8_t* codes = nullptr;     // [padded cols + 8]
+  float* scales = nullptr;     // [segments]
+  int32_t* offsets = nullptr;  // [segments]
 };
 
 // One row of layers/rms_norm.h.
@@ -98,6 +132,10 @@ struct Kernels {
   // Over rows of bf16 (layers/linear_dot.h); null where the instruction set has no such product.
   void (*linear_dot_bf16)(const LinearArgs&);
   void (*linear_dot_fp8)(const LinearArgs&);
+  void (*linear_int8)(const QuantizedLinearArgs&);
+  void (*linear_int4)(const QuantizedLinearArgs&);
+  void (*linear_mxfp4)(const QuantizedLinearArgs&);
+  void (*quantize_row)(const QuantizeArgs&);
   void (*round_to_bf16_row)(const float* x, int64_t count, Bf16* out);
   void (*rms_norm_row)(const RmsNormArgs&);
   float (*read_floats)(const float* x, int64_t count);  // peak_kernel.h

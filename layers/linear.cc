@@ -6,6 +6,8 @@
 
 #include "layers/kernels.h"
 #include "layers/linear_dot.h"
+#include "layers/linear_quantized.h"
+#include "layers/quantize.h"
 #include "layers/team.h"
 
 namespace troupe::layers {
@@ -22,6 +24,10 @@ size_t element_bytes(WeightType type) {
       return sizeof(Bf16);
     case WeightType::kFp8:
       return 1;
+    case WeightType::kInt8:
+    case WeightType::kInt4:
+    case WeightType::kMxfp4:
+      break;  // quantized_shape() tells
   }
   TROUPE_CHECK(false, "weight type {}", static_cast<int>(type));
 }
@@ -46,6 +52,10 @@ LinearKernel kernel_for(WeightType type, InputForm form) {
     case WeightType::kFp8:
       kernel = bf16 ? kernels().linear_dot_fp8 : kernels().linear_fp8;
       break;
+    case WeightType::kInt8:
+    case WeightType::kInt4:
+    case WeightType::kMxfp4:
+      break;  // linear_quantized()
   }
   TROUPE_CHECK(kernel != nullptr, "weight type {} has no product with inputs of form {}",
                static_cast<int>(type), static_cast<int>(form));
@@ -59,7 +69,10 @@ int64_t PackedMatrix::k_blocks() const {
   return (leaves.k_end() - 1) / kFp8Block - leaves.k_begin() / kFp8Block + 1;
 }
 
-size_t PackedMatrix::data_bytes() const { return tiles() * cols * kTileRows * element_bytes(type); }
+size_t PackedMatrix::data_bytes() const {
+  if (is_quantized(type)) return tiles() * quantized_shape(type, leaves).tile_bytes;
+  return tiles() * cols * kTileRows * element_bytes(type);
+}
 
 size_t PackedMatrix::scale_bytes() const {
   return tiles() * k_blocks() * kTileRows * sizeof(float);
@@ -106,6 +119,7 @@ int64_t num_pieces(const LinearJob& job) {
 
 // On this thread.
 void multiply(const PackedMatrix& w, const PreparedRows& x, Matrix<float> y, Rounding rounding) {
+  if (is_quantized(w.type)) return linear_quantized(w, x, y, rounding);
   int64_t leaf_ends[kTpLeaves];
   for (int i = 0; i < w.leaves.num_leaves; ++i)
     leaf_ends[i] = w.leaves.leaf_begin(w.leaves.first_leaf + i + 1) - w.leaves.k_begin();
@@ -179,7 +193,7 @@ float weight(const PackedMatrix& w, int64_t n, int64_t k) {
       return reinterpret_cast<const float*>(w.data)[i];
     case WeightType::kBf16:
       return to_float(reinterpret_cast<const Bf16*>(w.data)[i]);
-    case WeightType::kFp8:
+    default:
       break;
   }
   const int64_t k_begin = w.leaves.k_begin();
@@ -203,6 +217,7 @@ float sum_of_pairs(std::vector<float> values) {
 void linear(const PackedMatrix& w, const PreparedRows& x, Matrix<float> y, Rounding rounding) {
   check_shapes(w, x, y);
   if (x.form == InputForm::kBf16) return linear_dot(w, x, y, rounding);
+  if (is_quantized(w.type)) return reference::linear_quantized(w, x, y, rounding);
   const LeafRange& leaves = w.leaves;
   for (int64_t t = 0; t < x.rows; ++t) {
     const float* inputs = reinterpret_cast<const float*>(x.data + t * x.row_bytes);

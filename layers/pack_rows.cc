@@ -7,12 +7,16 @@
 
 #include "base/error.h"
 #include "layers/packed_matrix.h"
+#include "layers/quantize.h"
 
 namespace troupe::layers {
 namespace {
 
 struct Fp8 {
   uint8_t code;
+};
+struct Int8 {
+  int8_t code;
 };
 
 using SourceType = SourceRows::Type;
@@ -21,7 +25,7 @@ using SourceType = SourceRows::Type;
 // kFp8Block inputs that share a scale.
 struct Run {
   const std::byte* rows[kTileRows];  // each at the run's first input; any alignment
-  float scales[kTileRows];           // fp8 only
+  float scales[kTileRows];           // fp8 and int8 only
   int first_lane;
   int last_lane;
   int64_t num_k;
@@ -36,7 +40,12 @@ const std::array<float, 256> kFp8Values = [] {
   return values;
 }();
 
+template <class From>
+constexpr bool kHasScales = std::is_same_v<From, Fp8> || std::is_same_v<From, Int8>;
+
+template <class From>
 float source_scale(const SourceRows& source, int64_t row, int64_t k) {
+  if constexpr (std::is_same_v<From, Int8>) return source.scales[source.first_row + row];
   const int64_t block_row = (source.first_row + row) / kFp8Block;
   return source.scales[block_row * source.scale_stride + k / kFp8Block];
 }
@@ -44,6 +53,7 @@ float source_scale(const SourceRows& source, int64_t row, int64_t k) {
 float widen(float value, float) { return value; }
 float widen(Bf16 value, float) { return to_float(value); }
 float widen(Fp8 value, float scale) { return kFp8Values[value.code] * scale; }
+float widen(Int8 value, float scale) { return static_cast<float>(value.code) * scale; }
 
 template <class To>
 To convert(float value) {
@@ -59,7 +69,7 @@ void widen_all(const SourceRows& source, int64_t i, std::span<float> row) {
     From value;
     std::memcpy(&value, source.data + (i * source.row_stride + k) * sizeof(From), sizeof(From));
     float scale = 1;
-    if constexpr (std::is_same_v<From, Fp8>) scale = source_scale(source, i, k);
+    if constexpr (kHasScales<From>) scale = source_scale<From>(source, i, k);
     row[k] = widen(value, scale);
   }
 }
@@ -184,7 +194,7 @@ class Packer {
     for (int lane = run.first_lane; lane < run.last_lane; ++lane) {
       const int64_t row = tile_row + lane - dst_row_;
       run.rows[lane] = source_.data + (row * source_.row_stride + k) * sizeof(From);
-      if constexpr (std::is_same_v<From, Fp8>) run.scales[lane] = source_scale(source_, row, k);
+      if constexpr (kHasScales<From>) run.scales[lane] = source_scale<From>(source_, row, k);
     }
     return run;
   }
@@ -201,6 +211,7 @@ void pack_rows(PackedMatrix& matrix, int64_t dst_row, int64_t count, const Sourc
   TROUPE_CHECK(0 <= dst_row && 0 <= count && count <= matrix.rows - dst_row, "rows {}+{} of {}",
                dst_row, count, matrix.rows);
   if (count == 0) return;
+  if (is_quantized(matrix.type)) return pack_quantized_rows(matrix, dst_row, count, source);
   const auto pack = [&]<class To, class From>() {
     Packer<To, From>(matrix, dst_row, count, source).pack();
   };
@@ -218,6 +229,10 @@ void pack_rows(PackedMatrix& matrix, int64_t dst_row, int64_t count, const Sourc
       if (to == WeightType::kF32) return pack.operator()<float, Fp8>();
       if (to == WeightType::kBf16) return pack.operator()<Bf16, Fp8>();
       return pack.operator()<Fp8, Fp8>();
+    case SourceType::kInt8:
+      if (to == WeightType::kF32) return pack.operator()<float, Int8>();
+      if (to == WeightType::kBf16) return pack.operator()<Bf16, Int8>();
+      break;
   }
   TROUPE_CHECK(false, "source type {} for weight type {}", static_cast<int>(source.type),
                static_cast<int>(to));
@@ -231,6 +246,8 @@ void widen_row(const SourceRows& source, int64_t i, std::span<float> row) {
       return widen_all<Bf16>(source, i, row);
     case SourceType::kFp8:
       return widen_all<Fp8>(source, i, row);
+    case SourceType::kInt8:
+      return widen_all<Int8>(source, i, row);
   }
 }
 

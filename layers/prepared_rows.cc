@@ -1,6 +1,7 @@
 #include "layers/prepared_rows.h"
 
 #include "layers/kernels.h"
+#include "layers/quantize.h"
 #include "layers/team.h"
 
 namespace troupe::layers {
@@ -28,6 +29,21 @@ PreparedRows to_bf16_rows(const PackedMatrix& w, Matrix<const float> x, std::byt
   return prepared;
 }
 
+PreparedRows to_quantized_rows(const PackedMatrix& w, Matrix<const float> x, std::byte* memory) {
+  PreparedRows prepared;
+  prepared.form = input_form(w, Rounding::kNone);
+  prepared.rows = x.rows;
+  prepared.cols = x.cols;
+  prepared.leaves = w.leaves;
+  prepared.data = memory;
+  prepared.row_bytes = quantized_shape(w.type, w.leaves).row_bytes;
+  parallel_for(x.rows, row_grain(x.cols), [&](int64_t begin, int64_t end) {
+    quantize_rows(w.type, w.leaves, x.rows_from(begin, end - begin),
+                  memory + begin * prepared.row_bytes);
+  });
+  return prepared;
+}
+
 }  // namespace
 
 PreparedRows::PreparedRows(Matrix<const float> x)
@@ -46,13 +62,19 @@ PreparedRows PreparedRows::rows_from(int64_t first, int64_t count) const {
 }
 
 InputForm input_form(const PackedMatrix& w, Rounding dtype) {
-  if (dtype != Rounding::kBf16) return InputForm::kF32;
+  const bool may_round = dtype == Rounding::kBf16 && kernels().linear_dot_bf16 != nullptr;
   switch (w.type) {
     case WeightType::kF32:
       return InputForm::kF32;
     case WeightType::kBf16:
     case WeightType::kFp8:
-      return kernels().linear_dot_bf16 != nullptr ? InputForm::kBf16 : InputForm::kF32;
+      return may_round ? InputForm::kBf16 : InputForm::kF32;
+    case WeightType::kInt8:
+      return InputForm::kForInt8;
+    case WeightType::kInt4:
+      return InputForm::kForInt4;
+    case WeightType::kMxfp4:
+      return InputForm::kForMxfp4;
   }
   TROUPE_CHECK(false, "weight type {}", static_cast<int>(w.type));
 }
@@ -63,6 +85,10 @@ size_t prepared_bytes(const PackedMatrix& w, Rounding dtype, int64_t rows) {
       return 0;
     case InputForm::kBf16:
       return rows * bf16_row_bytes(w.cols);
+    case InputForm::kForInt8:
+    case InputForm::kForInt4:
+    case InputForm::kForMxfp4:
+      return rows * quantized_shape(w.type, w.leaves).row_bytes;
   }
   TROUPE_CHECK(false, "weight type {}", static_cast<int>(w.type));
 }
@@ -75,6 +101,10 @@ PreparedRows prepare(const PackedMatrix& w, Matrix<const float> x, Rounding dtyp
       return x;
     case InputForm::kBf16:
       return to_bf16_rows(w, x, memory);
+    case InputForm::kForInt8:
+    case InputForm::kForInt4:
+    case InputForm::kForMxfp4:
+      return to_quantized_rows(w, x, memory);
   }
   TROUPE_CHECK(false, "weight type {}", static_cast<int>(w.type));
 }

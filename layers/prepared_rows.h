@@ -20,8 +20,11 @@
 namespace troupe::layers {
 
 enum class InputForm : uint8_t {
-  kF32,   // [cols] floats, as they are
-  kBf16,  // [cols] Bf16
+  kF32,      // [cols] floats, as they are
+  kBf16,     // [cols] Bf16
+  kForInt8,  // layers/quantize.h: 8-bit codes, scales and offsets for weights of that type
+  kForInt4,
+  kForMxfp4,
 };
 
 // Rows [rows, cols] in some form. A row is `row_bytes` long and complete in itself: whatever scales

@@ -48,7 +48,7 @@ class DeepseekWeights final : public FamilyWeights {
       weights.w_uk.push_back(builder_.transposed(sizes_.attn_tp_size, [&](int shard) {
         return MatrixPart{kv_b, {first_row(shard), first_row(shard) + nope}};
       }));
-      weights.w_uv.push_back(builder_.dequantized(sizes_.attn_tp_size, [&](int shard) {
+      weights.w_uv.push_back(builder_.kv_b_part(sizes_.attn_tp_size, [&](int shard) {
         return MatrixPart{kv_b, {first_row(shard) + nope, first_row(shard) + head_rows}};
       }));
     }
@@ -85,7 +85,7 @@ class DeepseekWeights final : public FamilyWeights {
     weights.enorm = norm(prefix + "enorm.weight", hidden);
     weights.hnorm = norm(prefix + "hnorm.weight", hidden);
     weights.eh_proj = replicated({.name = prefix + "eh_proj.weight",
-                                  .kind = TensorKind::kUnquantized,
+                                  .kind = TensorKind::kHead,
                                   .rows = hidden,
                                   .cols = 2 * hidden});
     weights.layer = decoder_layer(layer);

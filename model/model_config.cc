@@ -211,10 +211,13 @@ void read_fp8(const JsonObject& quantization, ModelConfig& config) {
 
 // int8 or int4 codes with scales, as converted checkpoints have them.
 void read_compressed_tensors(const JsonObject& quantization, ModelConfig& config) {
-  config.weight_bits = as_int(quantization.object("config_groups")
-                                  .object("group_0")
-                                  .object("weights")
-                                  .integer("num_bits", {4, 8}));
+  const JsonObject weights =
+      quantization.object("config_groups").object("group_0").object("weights");
+  config.weight_bits = as_int(weights.integer("num_bits", {4, 8}));
+  if (config.weight_bits == 8) {
+    config.int8_weights = weights.choice<bool>("strategy", {{"channel", true}}, true);
+    return;
+  }
   config.not_runnable = fmt::format(
       "quantization_config compressed-tensors ({} bits) can be checked, not run yet; "
       "use the fp8 or bf16 checkpoint",

@@ -50,6 +50,7 @@ struct ModelConfig {
   int64_t max_position_embeddings = 0;
   bool tie_word_embeddings = false;
   bool fp8_weights = false;            // quantization_config: fp8, e4m3, blocks of 128 x 128
+  bool int8_weights = false;           // compressed-tensors: int8, a scale per output row
   int weight_bits = 16;                // of a quantised matrix: 8 (fp8, int8) or 4 (int4, mxfp4)
   std::vector<int32_t> eos_token_ids;  // generation_config.json if it has them, else config.json
   std::string not_runnable;            // why this model can only be checked; empty: it can run

@@ -64,6 +64,7 @@ float deviation(const TensorSpec& tensor) {
     case TensorKind::kNorm:
       return 0;
     case TensorKind::kLinear:
+    case TensorKind::kHead:
     case TensorKind::kUnquantized:
     case TensorKind::kMxfp4:
       break;

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "layers/quantize.h"
 
 namespace troupe::model {
 
@@ -19,6 +20,13 @@ constexpr size_t kAlignment = 64;
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 LeafRange whole(int64_t cols) { return LeafRange{.k_total = cols}; }
+
+std::optional<WeightType> quantized_type(WeightOptions::Format format) {
+  if (format == WeightOptions::Format::kInt8) return WeightType::kInt8;
+  if (format == WeightOptions::Format::kInt4) return WeightType::kInt4;
+  if (format == WeightOptions::Format::kMxfp4) return WeightType::kMxfp4;
+  return std::nullopt;
+}
 
 float widen(Dtype dtype, const std::byte* from, int64_t index) {
   if (dtype == Dtype::kF32) {
@@ -43,6 +51,16 @@ WeightBuilder::WeightBuilder(const WeightSource& source, const WeightOptions& op
       progress_(std::move(progress)),
       assigned_bytes_(world_size) {}
 
+// The type of int8 checkpoints' matrices: their codes are kept, or there is an error.
+WeightType WeightBuilder::int8_type(const TensorSpec& tensor) const {
+  if (options_.format == WeightOptions::Format::kAuto ||
+      options_.format == WeightOptions::Format::kInt8)
+    return WeightType::kInt8;
+  throw_user_error(
+      "tensor '{}' is int8: it is not converted again; set runtime_config.weight_format to auto",
+      tensor.name);
+}
+
 WeightType WeightBuilder::packed_type(const MatrixSpec& spec) const {
   const TensorSpec& first = spec.parts.front().tensor;
   const Dtype dtype = source_.type(first);
@@ -51,21 +69,20 @@ WeightType WeightBuilder::packed_type(const MatrixSpec& spec) const {
       throw_user_error("tensors '{}' and '{}' have types {} and {}; they must have the same one",
                        first.name, part.tensor.name, dtype_name(dtype),
                        dtype_name(source_.type(part.tensor)));
+  if (dtype == Dtype::kI8) return int8_type(first);
+  if (const auto quantized = quantized_type(options_.format);
+      quantized && first.kind != TensorKind::kUnquantized)
+    return *quantized;
   if (dtype == Dtype::kF32) return WeightType::kF32;
   if (dtype == Dtype::kBf16) return WeightType::kBf16;
-  switch (options_.format) {
-    case WeightOptions::Format::kAuto:
-      return WeightType::kFp8;
-    case WeightOptions::Format::kBf16:
-      return WeightType::kBf16;
-    case WeightOptions::Format::kF32:
-      return WeightType::kF32;
-  }
-  TROUPE_CHECK(false, "format {}", static_cast<int>(options_.format));
+  if (options_.format == WeightOptions::Format::kBf16) return WeightType::kBf16;
+  if (options_.format == WeightOptions::Format::kF32) return WeightType::kF32;
+  return WeightType::kFp8;
 }
 
-WeightType WeightBuilder::dequantized_type() const {
-  return options_.exact_kv_b ? WeightType::kF32 : WeightType::kBf16;
+WeightType WeightBuilder::kv_b_type() const {
+  if (options_.exact_kv_b) return WeightType::kF32;
+  return quantized_type(options_.format) ? WeightType::kInt8 : WeightType::kBf16;
 }
 
 std::vector<int> WeightBuilder::visited_shards(int tp_size) const {
@@ -119,7 +136,10 @@ void WeightBuilder::pack_by_pieces(int tp_size, int shard, int64_t rows, size_t 
 }
 
 void WeightBuilder::pack_piece(const MatrixSpec& spec, Range rows, PackedMatrix& matrix) {
-  const Range inputs{spec.leaves.k_begin(), spec.leaves.k_end()};
+  // The scales of quantised weights are those of whole rows.
+  const Range inputs = layers::is_quantized(matrix.type)
+                           ? Range{0, spec.leaves.k_total}
+                           : Range{spec.leaves.k_begin(), spec.leaves.k_end()};
   int64_t part_begin = 0;  // row of the packed matrix
   for (const MatrixPart& part : spec.parts) {
     const int64_t begin = std::max(rows.begin, part_begin);
@@ -154,13 +174,13 @@ PackedMatrix WeightBuilder::matrix(int tp_size, const PerShard<MatrixSpec>& shar
   return mine;
 }
 
-PackedMatrix WeightBuilder::dequantized(int tp_size, const PerShard<MatrixPart>& shard_part) {
+PackedMatrix WeightBuilder::kv_b_part(int tp_size, const PerShard<MatrixPart>& shard_part) {
   PackedMatrix mine;
   for (const int shard : visited_shards(tp_size)) {
     const MatrixPart part = shard_part(shard);
     const MatrixSpec spec{{part}, whole(part.tensor.cols)};
     source_.type(part.tensor);
-    PackedMatrix matrix = layers::plan_packed(dequantized_type(), part.rows.size(), spec.leaves);
+    PackedMatrix matrix = layers::plan_packed(kv_b_type(), part.rows.size(), spec.leaves);
     pack_matrix(tp_size, shard, spec, matrix);
     if (holds(tp_size, shard)) mine = matrix;
   }
@@ -193,7 +213,7 @@ PackedMatrix WeightBuilder::transposed(int tp_size, const PerShard<MatrixPart>& 
     const MatrixPart part = shard_part(shard);
     source_.type(part.tensor);
     PackedMatrix matrix =
-        layers::plan_packed(dequantized_type(), part.tensor.cols, whole(part.rows.size()));
+        layers::plan_packed(kv_b_type(), part.tensor.cols, whole(part.rows.size()));
     take(tp_size, matrix);
     if (packs(tp_size, shard, matrix.bytes())) {
       pack_transposed(part, matrix);

@@ -51,8 +51,8 @@ class WeightBuilder {
   bool has(std::string_view tensor) const { return source_.has(tensor); }
 
   PackedMatrix matrix(int tp_size, const PerShard<MatrixSpec>& shard_spec);
-  // As matrix(), of dequantised weights: fp32 if options.exact_kv_b, else bf16.
-  PackedMatrix dequantized(int tp_size, const PerShard<MatrixPart>& shard_part);
+  // As matrix(), in the type of kv_b's parts (WeightOptions::exact_kv_b).
+  PackedMatrix kv_b_part(int tp_size, const PerShard<MatrixPart>& shard_part);
   // The same of the part's transpose: [tensor.cols, part rows].
   PackedMatrix transposed(int tp_size, const PerShard<MatrixPart>& shard_part);
   // Widened to fp32; every rank holds all of it. A tensor of several rows gives one after the
@@ -70,7 +70,8 @@ class WeightBuilder {
 
  private:
   layers::WeightType packed_type(const MatrixSpec& spec) const;
-  layers::WeightType dequantized_type() const;
+  layers::WeightType int8_type(const TensorSpec& tensor) const;
+  layers::WeightType kv_b_type() const;
   std::vector<int> visited_shards(int tp_size) const;
   bool holds(int tp_size, int shard) const { return world_rank_ % tp_size == shard; }
   std::byte* take(int tp_size, size_t bytes);

@@ -20,6 +20,8 @@ SourceRows::Type source_type(Dtype dtype) {
       return SourceRows::Type::kBf16;
     case Dtype::kF8E4M3:
       return SourceRows::Type::kFp8;
+    case Dtype::kI8:
+      return SourceRows::Type::kInt8;
     default:
       break;
   }
@@ -30,6 +32,14 @@ CheckpointSource::CheckpointSource(const std::filesystem::path& directory)
     : directory_(directory.string()), checkpoint_(directory) {}
 
 const Tensor& CheckpointSource::scales_of(const TensorSpec& tensor) const {
+  if (checkpoint_.require(tensor.name, tensor.shape()).dtype == Dtype::kI8) {
+    const std::string name = tensor.name + "_scale";
+    const Tensor& scales = checkpoint_.require(name, {tensor.rows, 1});
+    if (scales.dtype != Dtype::kF32 && scales.dtype != Dtype::kBf16)
+      throw_user_error("{}: tensor '{}' has type {}; scales must be F32 or BF16", directory_, name,
+                       dtype_name(scales.dtype));
+    return scales;
+  }
   const std::string name = tensor.name + "_scale_inv";
   const Tensor& scales =
       checkpoint_.require(name, {num_fp8_blocks(tensor.rows), num_fp8_blocks(tensor.cols)});
@@ -46,11 +56,11 @@ Dtype CheckpointSource::type(const TensorSpec& tensor) const {
   }
   const Dtype dtype = checkpoint_.require(tensor.name, tensor.shape()).dtype;
   const bool matrix = !tensor.is_vector() && tensor.kind != TensorKind::kEmbedding;
-  if (dtype == Dtype::kF8E4M3 && matrix) {
+  if ((dtype == Dtype::kF8E4M3 || dtype == Dtype::kI8) && matrix) {
     scales_of(tensor);
   } else if (dtype != Dtype::kF32 && dtype != Dtype::kBf16) {
     throw_user_error("{}: tensor '{}' has type {}; supported here: BF16, F32{}", directory_,
-                     tensor.name, dtype_name(dtype), matrix ? ", F8_E4M3" : "");
+                     tensor.name, dtype_name(dtype), matrix ? ", F8_E4M3, I8" : "");
   }
   return dtype;
 }
@@ -80,6 +90,10 @@ SourceRows CheckpointSource::read_plain(const TensorSpec& tensor, Range rows,
     if (scales.bytes > 0) std::memcpy(buffer.scales.data(), scales.data, scales.bytes);
     source.scales = buffer.scales.data();
     source.scale_stride = num_fp8_blocks(tensor.cols);
+  } else if (stored.dtype == Dtype::kI8) {
+    read_int8_scales(tensor, rows, buffer);
+    source.scales = buffer.scales.data();
+    source.first_row = 0;
   }
   return source;
 }
@@ -143,6 +157,27 @@ SourceRows CheckpointSource::read_mxfp4(const TensorSpec& tensor, Range rows, Ra
           .data = buffer.data.data(),
           .row_stride = tensor.cols,
           .first_row = rows.begin};
+}
+
+// Those of `rows`, checked.
+void CheckpointSource::read_int8_scales(const TensorSpec& tensor, Range rows,
+                                        RowBuffer& buffer) const {
+  const Tensor& scales = scales_of(tensor);
+  buffer.scales.resize(rows.size());
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    float scale;
+    Bf16 narrow;
+    if (scales.dtype == Dtype::kF32) {
+      std::memcpy(&scale, scales.data + row * sizeof scale, sizeof scale);
+    } else {
+      std::memcpy(&narrow, scales.data + row * sizeof narrow, sizeof narrow);
+      scale = to_float(narrow);
+    }
+    if (!(scale >= 0) || !std::isfinite(scale))
+      throw_user_error("{}: tensor '{}_scale' holds {} at [{}, 0]; scales are not negative",
+                       directory_, tensor.name, scale, row);
+    buffer.scales[row - rows.begin] = scale;
+  }
 }
 
 void CheckpointSource::check_fp8(const TensorSpec& tensor, Range rows, Range cols,

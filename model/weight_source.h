@@ -16,7 +16,8 @@ namespace troupe::model {
 
 enum class TensorKind {
   kLinear,       // a matrix, fp8 in a quantised checkpoint
-  kUnquantized,  // a matrix that stays as it is there: gate, eh_proj, lm_head
+  kHead,         // a matrix that is not: lm_head, eh_proj
+  kUnquantized,  // a matrix that no weight format changes: the router's gate
   kEmbedding,    // a lookup table
   kNorm,         // a vector of scales
   kBias,         // offsets
@@ -53,9 +54,9 @@ class WeightSource {
   virtual ~WeightSource() = default;
 
   virtual bool has(std::string_view name) const = 0;
-  // The type in which read() gives it: kF32, kBf16 or, for matrices with their scales, kF8E4M3; an
-  // MXFP4 matrix is read as bf16, exactly. Throws UserError when the tensor is missing or has
-  // another shape or type.
+  // The type in which read() gives it: kF32, kBf16 or, for matrices with their scales, kF8E4M3 or
+  // kI8; an MXFP4 matrix is read as bf16, exactly. Throws UserError when the tensor is missing or
+  // has another shape or type.
   virtual Dtype type(const TensorSpec& tensor) const = 0;
   // Rows `rows` of it, of which the caller will read inputs `cols`: those are checked (a code or
   // scale that is no number is a UserError). Valid until `buffer` is used again.
@@ -78,6 +79,7 @@ class CheckpointSource final : public WeightSource {
   layers::SourceRows read_mxfp4(const TensorSpec& tensor, Range rows, Range cols,
                                 RowBuffer& buffer) const;
   layers::SourceRows read_plain(const TensorSpec& tensor, Range rows, RowBuffer& buffer) const;
+  void read_int8_scales(const TensorSpec& tensor, Range rows, RowBuffer& buffer) const;
   void check_fp8(const TensorSpec& tensor, Range rows, Range cols,
                  const layers::SourceRows& source) const;
 
@@ -90,6 +92,6 @@ inline int64_t num_fp8_blocks(int64_t size) {
   return (size + layers::kFp8Block - 1) / layers::kFp8Block;
 }
 
-layers::SourceRows::Type source_type(Dtype dtype);  // kF32, kBf16 or kF8E4M3
+layers::SourceRows::Type source_type(Dtype dtype);  // kF32, kBf16, kF8E4M3 or kI8
 
 }  // namespace troupe::model

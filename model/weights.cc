@@ -33,6 +33,9 @@ WeightLoader::WeightLoader(const std::filesystem::path& directory, const ModelCo
   } else {
     impl_->source = std::make_unique<RandomSource>(options.seed, config.fp8_weights);
   }
+  // A converted checkpoint's made-up weights have its type too.
+  if (!options.with_ckpt && config.int8_weights && options.format == WeightOptions::Format::kAuto)
+    impl_->options.format = WeightOptions::Format::kInt8;
   // A single rank visits every tensor in full.
   impl_->measure(ParallelLayout({}, config), 0);
 }

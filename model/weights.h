@@ -98,9 +98,11 @@ struct WeightOptions {
   bool with_ckpt = true;  // false: random values, a function of (seed, tensor name, element)
   uint64_t seed = 0;
   bool with_mtp = false;
-  // How fp8 linears are kept: as fp8 (auto), or widened to bf16 (rounded) or fp32.
-  enum class Format { kAuto, kBf16, kF32 } format = Format::kAuto;
-  // kv_b is kept in two transposed parts per head: exact fp32 for dtype float32, else bf16.
+  // How linears are kept. kAuto: as they are stored. kBf16, kF32: fp8 ones are widened (kBf16
+  // rounds). kInt8, kInt4, kMxfp4: all but the router's gate are quantised (layers/quantize.h).
+  enum class Format { kAuto, kBf16, kF32, kInt8, kInt4, kMxfp4 } format = Format::kAuto;
+  // kv_b is kept in two parts per head, one of them transposed: exact fp32 for dtype float32; else
+  // int8 where linears are quantised, and bf16 where they are not.
   bool exact_kv_b = false;
 };
 

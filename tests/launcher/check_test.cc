@@ -195,16 +195,16 @@ TEST(CheckReport, QuantisedCheckpointsAreCountedWithEightBits) {
   const std::string fp8 = check_report(config, false);
   json["quantization_config"] = nlohmann::json::parse(
       R"({"quant_method": "compressed-tensors", "format": "int-quantized",
-          "config_groups": {"group_0": {"weights": {"num_bits": 8}}}})");
-  config.model.model_path = model_directory("int8", json.dump());
+          "config_groups": {"group_0": {"weights": {"num_bits": 4}}}})");
+  config.model.model_path = model_directory("int4", json.dump());
 
-  const std::string int8 = check_report(config, false);
+  const std::string int4 = check_report(config, false);
 
-  EXPECT_TRUE(contains(int8, "compressed-tensors (8 bits) can be checked, not run yet")) << int8;
+  EXPECT_TRUE(contains(int4, "compressed-tensors (4 bits) can be checked, not run yet")) << int4;
   const auto rank_0 = [](const std::string& report) {
     return report.substr(report.find("\n    0 "), 100);
   };
-  EXPECT_EQ(rank_0(int8), rank_0(fp8));
+  EXPECT_EQ(rank_0(int4), rank_0(fp8));
 }
 
 TEST(CheckReport, AWorldThatDoesNotSuitTheModelIsAnError) {

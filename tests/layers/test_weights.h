@@ -101,9 +101,11 @@ inline WeightType same_type(SourceRows::Type type) {
     case SourceRows::Type::kBf16:
       return WeightType::kBf16;
     case SourceRows::Type::kFp8:
+      return WeightType::kFp8;
+    case SourceRows::Type::kInt8:
       break;
   }
-  return WeightType::kFp8;
+  return WeightType::kInt8;
 }
 
 inline constexpr SourceRows::Type kSourceTypes[] = {SourceRows::Type::kF32, SourceRows::Type::kBf16,

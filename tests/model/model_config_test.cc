@@ -220,15 +220,21 @@ TEST(ModelConfig, GgufFilesAreRefusedWithWhatToUseInstead) {
   EXPECT_EQ(read_model_config(directory.path()).family, Family::kQwen3Moe);
 }
 
-TEST(ModelConfig, ConvertedCheckpointsAreReadToBeCheckedOnly) {
+TEST(ModelConfig, ConvertedCheckpointsRunIfTheyHaveAScalePerRow) {
   json config = with("/quantization_config", json::parse(R"({"quant_method": "compressed-tensors",
       "config_groups": {"group_0": {"weights": {"num_bits": 8}}}})"));
 
-  EXPECT_EQ(check(config).weight_bits, 8);
-  EXPECT_FALSE(check(config).fp8_weights);
+  json& weights = config["quantization_config"]["config_groups"]["group_0"]["weights"];
+  EXPECT_EQ(read(config).weight_bits, 8);
+  EXPECT_TRUE(read(config).int8_weights);
+  EXPECT_FALSE(read(config).fp8_weights);
+  weights["strategy"] = "tensor";
+  EXPECT_CONTAINS(user_error([&] { read(config); }), "strategy");
+  weights["num_bits"] = 4;
+  EXPECT_EQ(check(config).weight_bits, 4);
   EXPECT_CONTAINS(user_error([&] { read(config); }),
-                  "compressed-tensors (8 bits) can be checked, not run yet");
-  config["quantization_config"]["config_groups"]["group_0"]["weights"]["num_bits"] = 3;
+                  "compressed-tensors (4 bits) can be checked, not run yet");
+  weights["num_bits"] = 3;
   EXPECT_CONTAINS(user_error([&] { check(config); }), "config_groups.group_0.weights.num_bits");
 }
 

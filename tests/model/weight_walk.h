@@ -26,7 +26,7 @@ inline float element(const PackedMatrix& matrix, int64_t row, int64_t k) {
       return reinterpret_cast<const float*>(matrix.data)[index];
     case layers::WeightType::kBf16:
       return to_float(reinterpret_cast<const Bf16*>(matrix.data)[index]);
-    case layers::WeightType::kFp8:
+    default:
       break;
   }
   const int64_t first = matrix.leaves.k_begin();

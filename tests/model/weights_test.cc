@@ -132,6 +132,28 @@ TEST(Weights, Fp8StaysOrIsWidened) {
   expect_loads(kFp8, {}, {.format = Format::kF32, .exact_kv_b = true});
 }
 
+TEST(Weights, QuantisedFormatsTakeAllMatricesButTheGate) {
+  using layers::WeightType;
+  for (const auto& [format, type] : {std::pair{Format::kInt8, WeightType::kInt8},
+                                     {Format::kInt4, WeightType::kInt4},
+                                     {Format::kMxfp4, WeightType::kMxfp4}}) {
+    for (const char* checkpoint : {kFp8, kBf16}) {
+      const LoadedWorld world = load_world(checkpoint, {}, {.format = format});
+      const ModelWeights& weights = world.ranks[0].weights;
+      const AttentionWeights& attention = weights.layers.back().attention;
+      const MlaWeights& mla = *attention.mla;
+      for (const PackedMatrix* matrix :
+           {&weights.lm_head, &mla.q_a, &mla.q_b, &mla.kv_a, &attention.o,
+            &weights.layers.front().dense->gate_up, &weights.layers.back().moe->shared->down,
+            &weights.layers.back().moe->experts.back().gate_up})
+        EXPECT_EQ(matrix->type, type);
+      EXPECT_EQ(mla.w_uk[0].type, WeightType::kInt8);
+      EXPECT_EQ(mla.w_uv[0].type, WeightType::kInt8);
+      EXPECT_EQ(weights.layers.back().moe->gate.type, WeightType::kBf16);
+    }
+  }
+}
+
 TEST(Weights, Fp8EqualsTheReferencesDequantisation) {
   const SafetensorsFile golden(source_file("tests/goldens/ds3-tiny-fp8/golden.safetensors"));
   const ModelConfig config = read_model_config(source_file(kFp8));

@@ -23,7 +23,7 @@ LayoutCase make_case(const std::filesystem::path& model, const std::string& dtyp
 
 }  // namespace
 
-LayoutCase tiny_moe_case(const std::string& dtype) {
+LayoutCase tiny_moe_case(const std::string& dtype, const std::string& weight_format) {
   const json golden = json::parse(model::read_file(tiny_moe() / "golden.json"));
   std::vector<Ids> prompts{{0}, golden["cases"][3]["prompt_ids"]};
   for (const int index : {0, 4, 7}) {
@@ -31,7 +31,9 @@ LayoutCase tiny_moe_case(const std::string& dtype) {
     const Ids continuation = golden["cases"][index]["continuation_ids"];
     story.insert(story.end(), continuation.begin(), continuation.end());
   }
-  return make_case(tiny_moe(), dtype, std::move(prompts));
+  LayoutCase result = make_case(tiny_moe(), dtype, std::move(prompts));
+  result.config["runtime_config"]["weight_format"] = weight_format;
+  return result;
 }
 
 // The shorter prompts: 1, 7 and 33 tokens.

@@ -17,7 +17,7 @@ struct LayoutCase {
   std::string dump_items() const { return has_mtp ? "logits,router,mtp" : "logits,router"; }
 };
 
-LayoutCase tiny_moe_case(const std::string& dtype);
+LayoutCase tiny_moe_case(const std::string& dtype, const std::string& weight_format = "auto");
 LayoutCase golden_case(const std::string& golden, const std::string& dtype);
 // Random weights, float32 or bfloat16, of the config.json in `directory`.
 LayoutCase random_weights_case(const std::filesystem::path& directory, const std::string& dtype);

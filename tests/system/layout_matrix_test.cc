@@ -19,7 +19,7 @@ namespace {
 using testing::HasSubstr;
 using testing::IsEmpty;
 
-constexpr size_t kQuickLayouts = 12, kFewLayouts = 4;
+constexpr size_t kQuickLayouts = 12, kFewLayouts = 4, kQuantizedLayouts = 2;
 
 bool all_layouts() { return std::getenv("TROUPE_ALL_LAYOUTS") != nullptr; }
 
@@ -126,6 +126,10 @@ std::vector<Subject> subjects() {
                      return random_weights_case(shape_directory("gpt_oss", config), dtype);
                    }});
   }
+  // tiny-moe has leaves of 44 and of 4 inputs: shards cut through groups of 32.
+  for (const std::string format : {"int8", "int4", "mxfp4"})
+    all.push_back({"tiny_moe_" + format, [=] { return tiny_moe_case("bfloat16", format); },
+                   kQuantizedLayouts});
   return all;
 }
 
