@@ -102,14 +102,17 @@ Matrix<float> MlaAttention::absorb(const model::MlaWeights& weights, Matrix<cons
   return absorbed;
 }
 
-// What attention summed is rounded nowhere, so these are products of fp32 inputs.
+// What attention summed is not rounded to bf16: products of fp32 inputs, or of int8 ones.
 Matrix<float> MlaAttention::to_values(const model::MlaWeights& weights,
                                       Matrix<const float> attended) {
   const model::ModelConfig& c = context_.config;
   const Matrix<float> heads_out = context_.workspace.floats(first_rows(heads_out_, attended.rows));
   jobs_.clear();
   for (int h = 0; h < shape_.num_heads; ++h)
-    jobs_.push_back({&weights.w_uv[h], attended.columns_from(h * c.kv_lora_rank, c.kv_lora_rank),
+    jobs_.push_back({&weights.w_uv[h],
+                     head_inputs_[h].prepare(
+                         weights.w_uv[h], attended.columns_from(h * c.kv_lora_rank, c.kv_lora_rank),
+                         Rounding::kNone),
                      heads_out.columns_from(h * c.v_head_dim, c.v_head_dim)});
   layers::grouped_linear(jobs_, context_.rounding);
   return heads_out;
