@@ -154,7 +154,7 @@ Embedding FamilyWeights::embedding(const std::string& name) {
 
 PackedMatrix FamilyWeights::head(const std::string& name) {
   const TensorSpec tensor{.name = name,
-                          .kind = TensorKind::kUnquantized,
+                          .kind = TensorKind::kHead,
                           .rows = config_.vocab_size,
                           .cols = config_.hidden_size};
   return builder_.matrix(sizes_.lmhead_tp_size, [&](int shard) {
