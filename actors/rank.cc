@@ -261,12 +261,14 @@ layers::TeamOptions team_options(const msg::LaunchT& launch, int rank) {
 }
 
 layers::KvCacheShape kv_cache_shape(const msg::LaunchT& launch, const model::ModelConfig& config) {
-  const model::ParallelLayout layout(parallel_sizes(launch), config);
+  const int64_t width =
+      config.uses_gqa() ? 2 * config.qk_head_dim() *
+                              model::ParallelLayout(parallel_sizes(launch), config).max_kv_heads()
+                        : config.kv_width();
   return {.num_layers = config.num_hidden_layers + (launch.with_mtp ? 1 : 0),
           .num_blocks = launch.kv_blocks,
           .block_size = launch.kv_block_size,
-          .width = config.uses_gqa() ? 2 * layout.max_kv_heads() * config.qk_head_dim()
-                                     : config.kv_width(),
+          .width = width,
           .type = launch.dtype == msg::DataType::Float32 ? layers::KvType::kF32
                                                          : layers::KvType::kBf16};
 }

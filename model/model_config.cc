@@ -188,7 +188,7 @@ void read_qwen3_moe(const JsonObject& json, ModelConfig& config) {
     if (json.boolean(key, false)) json.fail(key, "true is not supported; supported: false");
   if (json.integer("decoder_sparse_step", kLayers, 1) != 1)
     json.fail("decoder_sparse_step", "must be 1: dense layers are not supported");
-  if (!json.integers("mlp_only_layers", kLayers).empty())
+  if (!json.integers("mlp_only_layers", {0, kLayers.max}).empty())
     json.fail("mlp_only_layers", "must be empty: dense layers are not supported");
   config.n_routed_experts = as_int(json.integer("num_experts", {1, kExperts.max}));
   config.moe_intermediate_size = json.integer("moe_intermediate_size", kWidth);

@@ -306,8 +306,8 @@ TEST(ModelConfig, EosComesFromGenerationConfigFirst) {
 }
 
 TEST(ModelConfig, WhatIsNotImplementedIsRefusedByName) {
-  EXPECT_CONTAINS(error_with("/model_type", "qwen3_moe"),
-                  "model_type 'qwen3_moe' is not supported; supported: deepseek_v2, deepseek_v3");
+  EXPECT_CONTAINS(error_with("/model_type", "mixtral"),
+                  "model_type 'mixtral' is not supported; supported: deepseek_v2, deepseek_v3");
   EXPECT_CONTAINS(error_with("/scoring_func", "tanh"), "scoring_func 'tanh'");
   EXPECT_CONTAINS(error_with("/topk_method", "random"), "topk_method 'random'");
   EXPECT_CONTAINS(error_with("/hidden_act", "gelu"), "hidden_act 'gelu'");
