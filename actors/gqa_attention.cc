@@ -47,10 +47,11 @@ Matrix<float> GqaAttention::attend(int layer, const model::AttentionWeights& wei
 
 Matrix<float> GqaAttention::project(const model::GqaWeights& weights, Matrix<const float> normed) {
   const Matrix<float> qkv = context_.workspace.floats(first_rows(qkv_, normed.rows));
+  const layers::PreparedRows inputs = inputs_.prepare(weights.qkv, normed, context_.rounding);
   if (weights.qkv_bias.empty()) {
-    layers::linear(weights.qkv, normed, qkv, context_.rounding);
+    layers::linear(weights.qkv, inputs, qkv, context_.rounding);
   } else {
-    layers::linear(weights.qkv, normed, qkv, Rounding::kNone);
+    layers::linear(weights.qkv, inputs, qkv, Rounding::kNone);
     layers::add_bias(qkv, weights.qkv_bias, context_.rounding);
   }
   // Keys follow the queries: both are heads of the same width.

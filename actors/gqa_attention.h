@@ -7,6 +7,7 @@
 #include "actors/attention_op.h"
 #include "actors/rotary_rows.h"
 #include "layers/gqa.h"
+#include "layers/prepared_rows.h"
 
 namespace troupe::actors {
 
@@ -29,6 +30,7 @@ class GqaAttention final : public AttentionOp {
   layers::GqaShape shape_;
   RotaryRows rotary_;
   std::span<const layers::KvQuery> queries_;
+  layers::InputBuffer inputs_;
 
   msg::Tensor qkv_;        // [max_rows, (heads + 2 kv heads) * head_dim]
   msg::Tensor cache_row_;  // [1, width of the cache]
