@@ -45,12 +45,12 @@ Pending::~Pending() {
 
 void Pending::wait() {
   Transfer* transfer = std::exchange(transfer_, nullptr);
-  if (transfer == nullptr || transfer->sequence() != sequence_) return;
+  if (transfer == nullptr) return;
   Communicator& communicator = transfer->queue().communicator();
   const Arena::Slot& call = transfer->call();
-  communicator.resume_collective(call.operation, call.group, call.sequence);
-  transfer->queue().wait(*transfer);
-  communicator.leave_collective();
+  communicator.resume_collective(call.operation, call.group, sequence_);
+  if (transfer->sequence() == sequence_) transfer->queue().wait(*transfer);
+  communicator.leave_collective();  // closes its record, also when it was complete long ago
 }
 
 ProcessGroup::ProcessGroup(Communicator& communicator, uint32_t id, std::vector<int> ranks)
