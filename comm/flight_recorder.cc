@@ -129,7 +129,8 @@ std::optional<FlightRecord> subject(const Arena& arena, const std::vector<Record
     if (now.operation == Operation::kNone) return std::nullopt;
     const auto found =
         std::find_if(flights[rank].rbegin(), flights[rank].rend(), [&](const FlightRecord& record) {
-          return record.group == now.group && record.sequence == now.sequence;
+          return record.operation == now.operation && record.group == now.group &&
+                 record.sequence == now.sequence;
         });
     return found == flights[rank].rend() ? std::nullopt : std::optional(*found);
   };
@@ -152,7 +153,8 @@ std::string arrival(const Records& records, const FlightRecord& call, int64_t no
   for (const FlightRecord& record : records) {
     if (record.group != call.group || record.leader != call.leader) continue;
     is_member = true;
-    if (record.sequence != call.sequence) continue;
+    // The dispatch and the combine of a round have one number.
+    if (record.sequence != call.sequence || record.operation != call.operation) continue;
     return record.end_ns == 0 ? "arrived " + ago(now - record.start_ns)
                               : "left " + ago(now - record.end_ns);
   }

@@ -166,6 +166,26 @@ TEST(FlightTable, OfADeadRankIsAboutTheCallInWhichOthersWaitForIt) {
   EXPECT_TRUE(has(lines[2], "not arrived"));
 }
 
+TEST(FlightTable, TellsTheCombineOfARoundFromItsDispatch) {
+  const Arena arena = make_arena(2);
+  FlightRecorder first(arena, 0), second(arena, 1);
+  first.begin(Operation::kDispatch, 6, 0, 700, 64);
+  first.end();
+  first.begin(Operation::kCombine, 6, 0, 700, 64);
+  second.begin(Operation::kDispatch, 6, 0, 700, 64);
+  arena.activity(0).operation = Operation::kCombine;
+  arena.activity(0).group = 6;
+  arena.activity(0).sequence = 700;
+
+  const auto lines = lines_of(flight_table(arena, 0));
+
+  ASSERT_EQ(lines.size(), 3u);
+  EXPECT_TRUE(has(lines[0], "combine of group 6 (#700)")) << lines[0];
+  EXPECT_TRUE(has(lines[1], "arrived ")) << lines[1];
+  EXPECT_FALSE(has(lines[1], "not arrived")) << lines[1];
+  EXPECT_TRUE(has(lines[2], "not arrived")) << lines[2];
+}
+
 TEST(FlightTable, IsEmptyWhenNobodyHasCommunicated) {
   EXPECT_EQ(flight_table(make_arena(2), 0), "");
 }
