@@ -85,7 +85,7 @@ const char* arithmetic_name(Arithmetic arithmetic) {
 
 Arithmetic best_arithmetic(Arithmetic arithmetic) {
 #if defined(__x86_64__)
-  if (active_isa() == Isa::kAvx512) {
+  if (active_isa() == Isa::kAvx512 || active_isa() == Isa::kAvx512Bf16) {
     if (arithmetic == Arithmetic::kBf16 && __builtin_cpu_supports("avx512bf16")) return arithmetic;
     if (arithmetic == Arithmetic::kInt8 && __builtin_cpu_supports("avx512vnni")) return arithmetic;
   }
