@@ -76,6 +76,7 @@ Arena Arena::create(const ArenaShape& shape) {
   for (int rank = 0; rank < shape.world_size; ++rank) {
     arena.activity(rank).layer = -1;
     arena.activity(rank).waiting_for = -1;
+    arena.activity(rank).beat_ns = arena.launch_state().start_ns;
   }
   return arena;
 }

@@ -56,6 +56,7 @@ struct Activity {
   std::atomic<uint32_t> group;       // id of that collective's process group
   std::atomic<uint64_t> sequence;    // number of that collective in its group
   std::atomic<int32_t> waiting_for;  // world rank that has not arrived, -1 none
+  std::atomic<int64_t> beat_ns;      // CLOCK_MONOTONIC of its last heartbeat (comm/heartbeat.h)
 };
 
 // The same as plain values.
@@ -67,6 +68,7 @@ struct ActivitySnapshot {
   uint32_t group = 0;
   uint64_t sequence = 0;
   int32_t waiting_for = -1;
+  int64_t beat_ns = 0;
 };
 
 // One collective of a rank, as its flight recorder has it.

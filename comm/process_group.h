@@ -80,7 +80,7 @@ class Communicator {
   void wait_until(Condition ready, int for_rank, WakeOn wake_on = WakeOn::kAnyRank);
   // Wakes a rank that sleeps in wait_until for what this rank has just published. Between the
   // publication and ring() lies a sequentially consistent fence (publication_fence(), one for any
-  // number of rings), else the sleeper can miss both and costs a quarter of a second.
+  // number of rings), else the sleeper can miss both until its next heartbeat, a second.
   void ring(int world_rank) const;
   void ring_if_for_any(int world_rank) const;  // unless it sleeps for one rank
   static void publication_fence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
