@@ -26,6 +26,7 @@
 
 #include "base/bf16.h"
 #include "comm/arena.h"
+#include "comm/fault.h"
 #include "comm/flight_recorder.h"
 
 namespace troupe::comm {
@@ -71,6 +72,10 @@ class Communicator {
   void enter_step(Stage stage, uint64_t step) const;
   void enter_layer(int32_t layer) const;
 
+  // Faults that this rank is to bring upon itself; without any they cost the look at a pointer.
+  void inject(std::vector<Fault> faults);
+  bool must(Misdeed misdeed) const { return faults_ != nullptr && faults_->take(misdeed); }
+
   // Returns when ready() is true. Spins briefly when cores >= ranks, else yields for a while, then
   // sleeps on the doorbell, which peers ring after every publication. `for_rank` is who is waited
   // for, for the error. Throws RankError on deadline, abort or any rank's failure.
@@ -97,15 +102,18 @@ class Communicator {
   // "rank 1: all_gather of group 0 (#7), decode step 14: <what>".
   std::string error_text(const std::string& what) const;
   // Publishes that text as this rank's failure, so that all ranks end, and throws it as RankError.
-  [[noreturn]] void fail(const std::string& what) const;
+  // `blamed`: the rank that did not come.
+  [[noreturn]] void fail(const std::string& what, int blamed = -1) const;
   TransferQueue& transfers() const { return *transfers_; }
 
  private:
   void show_collective(Operation operation, uint32_t group, uint64_t sequence) const;
+  void arrive() const;
   bool ready_soon(Condition ready, int64_t start) const;
   void wake(int world_rank, uint32_t sleeping_for) const;
   void sleep_until(Condition ready, int for_rank, WakeOn wake_on, int64_t start);
   void throw_if_world_ended() const;
+  int end_of_waits(int for_rank) const;
   std::string timeout_text(int for_rank) const;
 
   Arena& arena_;
@@ -117,6 +125,7 @@ class Communicator {
   FlightRecorder flights_;
   std::vector<std::pair<uint32_t, int32_t>> leaders_;  // (group id, its lowest world rank)
   std::unique_ptr<TransferQueue> transfers_;
+  std::unique_ptr<FaultInjector> faults_;  // null: none
 };
 
 enum class DataType : uint8_t { kBytes, kF32, kBf16, kInt8 };
@@ -187,6 +196,7 @@ class ProcessGroup {
   void enter(const Transfer& transfer);
   void run(Transfer& transfer);
   Pending start(Transfer& transfer);
+  bool leaves_out(Transfer& transfer);
   Transfer& begin_all_gather(std::span<const std::byte> in, std::span<std::byte> out);
   Transfer& begin_all_to_all_v(std::span<const std::byte> in, std::span<std::byte> out,
                                const VCounts& counts);
