@@ -80,9 +80,11 @@ void Communicator::enter_step(Stage stage, uint64_t step) {
   activity.step.store(step, kRelaxed);
   activity.layer.store(-1, kRelaxed);
   activity.beat_ns.store(now_ns(), kRelaxed);
-  if (!trace_) return;
-  trace_->set_step(step);
-  trace_->set_layer(-1);
+  if (trace_) {
+    trace_->set_step(step);
+    trace_->set_layer(-1);
+  }
+  arrive();
 }
 
 void Communicator::enter_layer(int32_t layer) {
@@ -90,6 +92,20 @@ void Communicator::enter_layer(int32_t layer) {
   activity.layer.store(layer, kRelaxed);
   activity.beat_ns.store(now_ns(), kRelaxed);
   if (trace_) trace_->set_layer(layer);
+  arrive();
+}
+
+void Communicator::inject(std::vector<Fault> faults) {
+  if (faults.empty()) return;
+  faults_ = std::make_unique<FaultInjector>(std::move(faults));
+  arrive();
+}
+
+void Communicator::arrive() const {
+  if (faults_ == nullptr) [[likely]]
+    return;
+  if (const size_t struck = faults_->arrive(arena_.snapshot(world_rank_)); struck > 0)
+    arena_.count_faults(struck);
 }
 
 void Communicator::show_collective(Operation operation, uint32_t group, uint64_t sequence) const {
@@ -106,6 +122,7 @@ void Communicator::enter_collective(Operation operation, uint32_t group, uint64_
   const auto known = std::find_if(leaders_.begin(), leaders_.end(),
                                   [&](const auto& entry) { return entry.first == group; });
   flights_.begin(operation, group, known == leaders_.end() ? -1 : known->second, sequence, bytes);
+  arrive();
 }
 
 void Communicator::leave_collective() {
@@ -172,14 +189,16 @@ void Communicator::sleep_until(Condition ready, int for_rank, WakeOn wake_on, in
     if (!done && left > 0) futex_wait(me.doorbell, doorbell, std::min(left, interval));
     me.sleeping_for.store(kAwake);
     if (done) return;
-    if (left <= 0) fail(timeout_text(for_rank));
+    if (left <= 0) {
+      const Blame blame = find_blame(arena_, world_rank_, for_rank, timeout_);
+      fail(timeout_text(for_rank, blame), blame.rank >= 0 ? blame.rank : for_rank);
+    }
   }
 }
 
-std::string Communicator::timeout_text(int for_rank) const {
+std::string Communicator::timeout_text(int for_rank, const Blame& blame) const {
   std::string text = fmt::format("waited {} ms for rank {}, which is in: {}.", timeout_.count(),
                                  for_rank, describe(arena_.snapshot(for_rank)));
-  const Blame blame = find_blame(arena_, world_rank_, for_rank, timeout_);
   if (blame.kind == Blame::Kind::kEndOfChain && blame.rank != for_rank)
     text += fmt::format(" That chain of waits leads to rank {}, which is in: {}.", blame.rank,
                         describe(arena_.snapshot(blame.rank)));
@@ -221,16 +240,12 @@ void Communicator::wake(int world_rank, uint32_t sleeping_for) const {
 }
 
 std::string Communicator::error_text(const std::string& what) const {
-  const ActivitySnapshot here = arena_.snapshot(world_rank_);
-  std::string text = fmt::format("rank {}: ", world_rank_);
-  if (here.operation != Operation::kNone)
-    text += describe_call(here.operation, here.group, here.sequence) + ", ";
-  return text + describe_place(here) + ": " + what;
+  return error_prefix(world_rank_, arena_.snapshot(world_rank_)) + what;
 }
 
-void Communicator::fail(const std::string& what) const {
+void Communicator::fail(const std::string& what, int blamed) const {
   const std::string text = error_text(what);
-  arena_.publish_failure(world_rank_, text);
+  arena_.publish_failure(world_rank_, text, blamed);
   throw RankError(text);
 }
 

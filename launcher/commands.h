@@ -6,12 +6,17 @@
 #include <string>
 #include <vector>
 
+#include "launcher/config.h"
+
 namespace troupe::launcher {
 
 struct ConfigArguments {
   std::filesystem::path config;
   std::vector<std::string> overrides;  // --set
+  std::vector<std::string> inject;     // --inject, of commands that start ranks
 };
+// read_config() and the faults to inject, which are checked.
+Config read_config(const ConfigArguments& arguments);
 
 struct RunArguments {
   ConfigArguments config;

@@ -28,9 +28,18 @@ void add_config(CLI::App* command, ConfigArguments& arguments) {
       ->allow_extra_args(false);
 }
 
+void add_launch(CLI::App* command, ConfigArguments& arguments) {
+  add_config(command, arguments);
+  command
+      ->add_option("--inject", arguments.inject,
+                   "a fault, as kill:rank=3,stage=dispatch,step=12; may repeat")
+      ->take_all()
+      ->allow_extra_args(false);
+}
+
 void add_run(CLI::App& app, RunArguments& arguments) {
   CLI::App* command = app.add_subcommand("run", "generate text");
-  add_config(command, arguments.config);
+  add_launch(command, arguments.config);
   command->add_option("--prompt", arguments.prompts, "text to continue; may repeat")
       ->take_all()
       ->allow_extra_args(false);
@@ -50,7 +59,7 @@ void add_run(CLI::App& app, RunArguments& arguments) {
 
 void add_score(CLI::App& app, ScoreArguments& arguments) {
   CLI::App* command = app.add_subcommand("score", "log-probabilities and perplexity of a text");
-  add_config(command, arguments.config);
+  add_launch(command, arguments.config);
   command->add_option("--text-file", arguments.text_file, "text to score");
   command
       ->add_option("--prompt-ids", arguments.prompt_ids, "token ids 1,2,3 as they are; may repeat")
@@ -69,7 +78,7 @@ void add_score(CLI::App& app, ScoreArguments& arguments) {
 
 void add_verify(CLI::App& app, VerifyArguments& arguments, int& status) {
   CLI::App* command = app.add_subcommand("verify", "compare this layout with one rank, bit by bit");
-  add_config(command, arguments.config);
+  add_launch(command, arguments.config);
   command->add_option("--text-file", arguments.text_file, "text to read; the default is built in");
   command
       ->add_option("--prompt-ids", arguments.prompt_ids, "token ids 1,2,3 as they are; may repeat")
@@ -189,9 +198,8 @@ int main(int argc, char** argv) {
   } catch (const UserError& error) {
     return fail(kExitUserError, error.what());
   } catch (const WorldFailed& error) {
-    fail(kExitRankFailed, error.what());
     std::fputs(error.ranks().c_str(), stderr);
-    return kExitRankFailed;
+    return fail(kExitRankFailed, error.what());
   } catch (const RankError& error) {
     return fail(kExitRankFailed, error.what());
   } catch (const std::exception& error) {

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "actors/actor.h"
@@ -15,6 +16,8 @@
 #include "comm/arena.h"
 #include "comm/endpoint.h"
 #include "comm/flight_recorder.h"
+#include "launcher/failure.h"
+#include "launcher/failure_dump.h"
 #include "launcher/progress.h"
 #include "launcher/supervisor.h"
 #include "model/weights.h"
@@ -90,8 +93,10 @@ class EventSet {
 
 class World::Impl {
  public:
-  Impl(msg::LaunchT launch, const model::ModelConfig& model, Callbacks callbacks)
+  Impl(msg::LaunchT launch, const model::ModelConfig& model, std::filesystem::path dump_dir,
+       Callbacks callbacks)
       : launch_(std::move(launch)),
+        dump_dir_(std::move(dump_dir)),
         observation_shape_(actors::ObservationShape::of(launch_.observe, launch_.max_rows, model)),
         callbacks_(std::move(callbacks)),
         ranks_(launch_.world_size) {
@@ -148,6 +153,9 @@ class World::Impl {
     for (const RankExit& exit : supervisor_.stop_all(kShutdownGrace))
       if (exit.signal != 0 || exit.exit_status != 0)
         throw_rank_error("rank {} (pid {}) {} while stopping", exit.rank, exit.pid, describe(exit));
+    if (const size_t struck = arena_->faults_struck(); struck < launch_.faults.size())
+      spdlog::warn("{} of {} faults of --inject never came to their place",
+                   launch_.faults.size() - struck, launch_.faults.size());
     std::ranges::sort(figures_, {}, &RankFigures::rank);
     return std::move(figures_);
   }
@@ -183,7 +191,7 @@ class World::Impl {
   void on_exit(const RankExit& exit) {
     // Of a killed one no more is read: a message could ask for a step that it can no longer do.
     if (exit.signal == 0) hear_last_words(exit.rank);
-    if (!ranks_[exit.rank].gone) fail_with(exit_cause(exit), exit.rank);
+    if (!ranks_[exit.rank].gone) fail_with(failure_of_exit(view(), exit));
   }
 
   // A rank that exits by itself has said Goodbye or Failed; that may still be under way.
@@ -195,12 +203,22 @@ class World::Impl {
 
   void read_messages() {
     while (const auto message = endpoint_->receive()) {
-      const std::string sender = fmt::format("rank {}", message->from_rank);
-      const msg::Envelope& envelope = actors::verified(message->body, sender);
-      if (envelope.from()->rank() != message->from_rank)
-        throw_rank_error("{} says it is rank {}", sender, envelope.from()->rank());
-      on_message(message->from_rank, envelope);
+      const int rank = message->from_rank;
+      on_message(rank, checked_envelope(rank, message->body));
     }
+  }
+
+  const msg::Envelope& checked_envelope(int rank, std::span<const std::byte> bytes) {
+    const msg::Envelope* envelope = nullptr;
+    try {
+      envelope = &actors::verified(bytes, fmt::format("rank {}", rank));
+    } catch (const RankError& error) {
+      fail_with(failure_of_words(view(), rank, error.what()));
+    }
+    if (envelope->from()->rank() != rank)
+      fail_with(failure_of_words(view(), rank,
+                                 fmt::format("it says it is rank {}", envelope->from()->rank())));
+    return *envelope;
   }
 
   void on_message(int rank, const msg::Envelope& envelope) {
@@ -217,7 +235,7 @@ class World::Impl {
       const int first = arena_->first_failed_rank();
       if (first >= 0 && first != rank) return;
       if (failed->user_error()) throw_after_stop<UserError>(failed->what()->str());
-      fail_with(failed->what()->str(), rank);
+      fail_with(failure_of_words(view(), rank, failed->what()->str()));
     }
     if (const auto* goodbye = envelope.body_as_Goodbye()) {
       ranks_[rank].gone = true;
@@ -231,8 +249,9 @@ class World::Impl {
       --words_due_;
       return callbacks_.on_step_done(envelope);
     }
-    throw_rank_error("rank {} sent an unexpected {}", rank,
-                     msg::EnumNameBody(envelope.body_type()));
+    fail_with(failure_of_words(
+        view(), rank,
+        fmt::format("it sent an unexpected {}", msg::EnumNameBody(envelope.body_type()))));
   }
 
   void answer_hello(int rank) {
@@ -259,7 +278,7 @@ class World::Impl {
         for (const RankExit& exit : supervisor_.reap()) on_exit(exit);
         events_.wait(kPollInterval);
       }
-      fail_with(error.what());
+      fail_with(failure_of_words(view(), rank, error.what()));
     }
   }
 
@@ -288,47 +307,23 @@ class World::Impl {
     }
     // Ranks report a missing peer themselves at the limit; this speaks when none of them can.
     if (now - last_progress_ < milliseconds(launch_.comm_timeout_ms) + kPollInterval * 20) return;
-    fail_with(fmt::format("no rank made progress for {:.1f} s: {}; on a loaded machine raise "
-                          "runtime_config.comm_timeout_s",
-                          std::chrono::duration<double>(now - last_progress_).count(),
-                          describe_stalled_ranks()),
-              first_busy_rank());
+    fail_with(
+        failure_of_stall(view(), std::chrono::duration<double>(now - last_progress_).count()));
   }
 
-  int first_busy_rank() const {
-    for (int rank = 0; rank < world_size(); ++rank)
-      if (arena_->snapshot(rank).stage != comm::Stage::kIdle) return rank;
-    return -1;
+  LaunchView view() const {
+    std::vector<int> pids;
+    for (int rank = 0; rank < world_size(); ++rank) pids.push_back(supervisor_.pid(rank));
+    return {*arena_, std::move(pids), actors::parallel_sizes(launch_), oom_kills_at_start_};
   }
 
-  // What they are doing; an idle rank has done its part when there is one that has not.
-  std::string describe_stalled_ranks() const {
-    std::string busy, idle;
-    for (int rank = 0; rank < world_size(); ++rank) {
-      const comm::ActivitySnapshot now = arena_->snapshot(rank);
-      std::string& ranks = now.stage == comm::Stage::kIdle ? idle : busy;
-      ranks += fmt::format("{}rank {} in {}", ranks.empty() ? "" : "; ", rank, comm::describe(now));
-    }
-    return busy.empty() ? idle : busy;
-  }
-
-  std::string exit_cause(const RankExit& exit) {
-    const std::string own_words = arena_->failure(exit.rank);
-    if (exit.signal == 0 && !own_words.empty()) return own_words;
-    std::string waiting;
-    for (int rank = 0; rank < world_size(); ++rank)
-      if (rank != exit.rank && arena_->snapshot(rank).waiting_for == exit.rank)
-        waiting += fmt::format("{}{}", waiting.empty() ? "; waited for by rank " : ", ", rank);
-    return fmt::format("rank {} (pid {}) {} in {}{}", exit.rank, exit.pid, describe(exit),
-                       comm::describe(arena_->snapshot(exit.rank)), waiting);
-  }
-
-  // rank: the one that failed, -1 if it cannot be told.
-  [[noreturn]] void fail_with(const std::string& cause, int rank = -1) {
+  [[noreturn]] void fail_with(const Failure& failure) {
     // Read before the abort, at which every rank leaves its collective.
-    const std::string table = world_size() > 1 ? comm::flight_table(*arena_, rank) : "";
+    const std::string table = world_size() > 1 ? comm::flight_table(*arena_, failure.rank) : "";
+    const nlohmann::json dump = failure_dump(view(), failure, table);
     stop();
-    throw WorldFailed(cause, table);
+    throw WorldFailed(
+        fmt::format("{}; {}", failure_line(failure), write_failure_dump(dump_dir_, dump)), table);
   }
 
   template <class Error>
@@ -346,6 +341,8 @@ class World::Impl {
 
   SignalReader signals_;
   msg::LaunchT launch_;
+  std::filesystem::path dump_dir_;
+  std::optional<uint64_t> oom_kills_at_start_ = kernel_oom_kills();
   actors::ObservationShape observation_shape_;
   Callbacks callbacks_;
   std::optional<comm::Arena> arena_;
@@ -363,8 +360,10 @@ class World::Impl {
   uint64_t last_moved_ = 0;
 };
 
-World::World(msg::LaunchT launch, const model::ModelConfig& model, Callbacks callbacks)
-    : impl_(std::make_unique<Impl>(std::move(launch), model, std::move(callbacks))) {
+World::World(msg::LaunchT launch, const model::ModelConfig& model, std::filesystem::path dump_dir,
+             Callbacks callbacks)
+    : impl_(std::make_unique<Impl>(std::move(launch), model, std::move(dump_dir),
+                                   std::move(callbacks))) {
   impl_->start();
 }
 World::~World() = default;

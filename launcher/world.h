@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <span>
@@ -28,8 +29,9 @@ class Interrupted : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// A rank died, failed or stalled: the cause in one line, and which ranks had come to the collective
-// that it is about (comm::flight_table; empty if there is none).
+// A rank died, failed or stalled: the cause in one line (launcher/failure.h, and where the dump
+// is), and which ranks had come to the collective that it is about (comm::flight_table; empty if
+// there is none).
 class WorldFailed : public RankError {
  public:
   WorldFailed(const std::string& cause, std::string ranks)
@@ -58,9 +60,11 @@ class World {
   // Creates the shared memory and spawns the ranks; returns once all of them are ready.
   //
   // This and poll() throw WorldFailed with the first cause when a rank dies, fails or stalls: rank,
-  // pid, what happened, in which step, layer and collective, who waited for it; UserError when a
-  // rank says that the input is wrong; Interrupted on a signal. No rank is left then.
-  World(msg::LaunchT launch, const model::ModelConfig& model, Callbacks callbacks);
+  // pid, what happened, in which step, layer and collective, who waited for it, and where in
+  // `dump_dir` the rest is written; UserError when a rank says that the input is wrong; Interrupted
+  // on a signal. No rank is left then.
+  World(msg::LaunchT launch, const model::ModelConfig& model, std::filesystem::path dump_dir,
+        Callbacks callbacks);
   ~World();  // kills the ranks that still run
 
   double load_s() const;  // from the spawn to the last rank's Ready
