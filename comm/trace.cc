@@ -21,7 +21,8 @@ constexpr std::array<TraceOpInfo, kTraceOps> kOps = {{
     {"answer", kControl},
     {"await_answers", kWaiting},
     {"await_plan", kWaiting},
-    {"step", kControl},
+    {"prefill", kControl},
+    {"decode", kControl},
     {"attention", kCompute},
     {"embedding", kCompute},
     {"rms_norm", kCompute},
@@ -165,8 +166,10 @@ void Trace::count(TraceCounter counter, int64_t value, int32_t of) {
 
 void Trace::add_sent_bytes(int32_t peer, uint64_t bytes) { ring_.sent_bytes()[peer] += bytes; }
 
-void Trace::add_expert_rows(int32_t layer, int32_t expert, int64_t rows) {
-  ring_.expert_rows()[static_cast<size_t>(layer) * ring_.num_experts + expert] +=
+void Trace::add_expert_rows(int32_t expert, int64_t rows) {
+  TROUPE_CHECK(layer_ >= 0 && layer_ < ring_.num_layers && expert < ring_.num_experts, "{}",
+               layer_);
+  ring_.expert_rows()[static_cast<size_t>(layer_) * ring_.num_experts + expert] +=
       static_cast<uint64_t>(rows);
 }
 

@@ -32,7 +32,8 @@ enum class TraceOp : uint8_t {
   kAwaitAnswers,  // of the ranks
   // rank
   kAwaitPlan,
-  kStep,  // everything between a plan and its answer
+  kPrefill,  // a step: everything between a plan and its answer
+  kDecode,   // the same without prompt tokens on any rank
   // attention; the first is a block around the others
   kAttention,
   kEmbedding,
@@ -111,7 +112,7 @@ class Trace {
 
   // Totals of the whole run, which no ring forgets.
   void add_sent_bytes(int32_t peer, uint64_t bytes);
-  void add_expert_rows(int32_t layer, int32_t expert, int64_t rows);
+  void add_expert_rows(int32_t expert, int64_t rows);  // in the present layer
 
  private:
   void write(const TraceEvent& event);

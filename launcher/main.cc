@@ -35,6 +35,8 @@ void add_launch(CLI::App* command, ConfigArguments& arguments) {
                    "a fault, as kill:rank=3,stage=dispatch,step=12; may repeat")
       ->take_all()
       ->allow_extra_args(false);
+  command->add_option("--trace", arguments.trace,
+                      "write a trace of each rank into this directory (docs/tracing.md)");
 }
 
 void add_run(CLI::App& app, RunArguments& arguments) {
@@ -117,6 +119,25 @@ void add_convert(CLI::App& app, ConvertArguments& arguments) {
   command->callback([&] { convert_command(arguments); });
 }
 
+void add_trace(CLI::App& app, TraceArguments& arguments) {
+  CLI::App* trace = app.add_subcommand("trace", "read what --trace has written");
+  trace->require_subcommand(1);
+  const auto add = [&](const char* name, const char* about, void (*run)(const TraceArguments&)) {
+    CLI::App* command = trace->add_subcommand(name, about);
+    command->add_option("directory", arguments.directory, "the DIR of --trace")->required();
+    command->callback([&arguments, run] { run(arguments); });
+    return command;
+  };
+  const char* output = "file to write";
+  add("summary", "where the time of each rank went", trace_summary_command);
+  add("merge", "all ranks as one Chrome trace", trace_merge_command)
+      ->add_option("--output", arguments.output, output)
+      ->default_str("DIR/merged.json");
+  add("html", "a page to look at, without a network", trace_html_command)
+      ->add_option("--output", arguments.output, output)
+      ->default_str("DIR/trace.html");
+}
+
 struct RankArguments {
   int rank = -1;
   int launcher_pid = 0;
@@ -153,6 +174,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   TokenizeArguments tokenize;
   CheckArguments check;
   ConvertArguments convert;
+  TraceArguments trace;
   RankArguments rank;
   app.add_option("--log-level", log_level, "of stderr")
       ->check(CLI::IsMember({"debug", "info", "warn", "error", "off"}))
@@ -177,6 +199,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   add_check(app, check);
   add_bench_command(app);
   add_convert(app, convert);
+  add_trace(app, trace);
   add_rank(app, rank, status);
   app.parse(argc, argv);
   return status;

@@ -32,10 +32,12 @@ Session::Session(const Config& config, const model::ModelConfig& model, const Lo
                    callbacks_.on_observed(id, world_->observation(rank), row, position, count);
                  }) {
   world_.emplace(
-      describe_launch(config, limits_, observe), model, config.runtime.dump_dir,
+      describe_launch(config, limits_, observe), model,
+      WorldPaths{.dump = config.runtime.dump_dir, .trace = config.trace_dir},
       World::Callbacks{
           .on_step_done = [this](const msg::Envelope& envelope) { mailbox_.deliver(envelope); },
           .on_interrupt = callbacks_.on_interrupt});
+  mailbox_.trace_to(world_->trace());
   drop_second_copy(config);
 }
 

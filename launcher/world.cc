@@ -20,6 +20,7 @@
 #include "launcher/failure_dump.h"
 #include "launcher/progress.h"
 #include "launcher/supervisor.h"
+#include "launcher/trace_files.h"
 #include "model/weights.h"
 
 namespace troupe::launcher {
@@ -93,14 +94,15 @@ class EventSet {
 
 class World::Impl {
  public:
-  Impl(msg::LaunchT launch, const model::ModelConfig& model, std::filesystem::path dump_dir,
-       Callbacks callbacks)
+  Impl(msg::LaunchT launch, const model::ModelConfig& model, WorldPaths paths, Callbacks callbacks)
       : launch_(std::move(launch)),
-        dump_dir_(std::move(dump_dir)),
+        paths_(std::move(paths)),
         observation_shape_(actors::ObservationShape::of(launch_.observe, launch_.max_rows, model)),
         callbacks_(std::move(callbacks)),
         ranks_(launch_.world_size) {
+    if (launch_.trace_events > 0) make_trace_directory(paths_.trace);
     create_shared_memory_for(model);
+    if (launch_.trace_events > 0) trace_.emplace(*arena_, world_size());
   }
 
   void start() {
@@ -124,6 +126,7 @@ class World::Impl {
   double load_s() const { return load_s_; }
   int poll_fd() const { return events_.fd(); }
   void wake() { events_.wake(); }
+  comm::Trace* trace() { return trace_ ? &*trace_ : nullptr; }
 
   actors::Observation observation(int rank) const {
     return {observation_shape_, observation_memory_.data() + rank * observation_shape_.bytes()};
@@ -135,7 +138,10 @@ class World::Impl {
   }
 
   void poll(milliseconds timeout) {
-    events_.wait(std::min(timeout, kPollInterval));
+    {
+      const comm::TraceSpan span(trace(), comm::TraceOp::kAwaitAnswers);
+      events_.wait(std::min(timeout, kPollInterval));
+    }
     read_messages();
     if (const int signal = signals_.take()) on_signal(signal);
     for (const RankExit& exit : supervisor_.reap()) on_exit(exit);
@@ -156,6 +162,7 @@ class World::Impl {
     if (const size_t struck = arena_->faults_struck(); struck < launch_.faults.size())
       spdlog::warn("{} of {} faults of --inject never came to their place",
                    launch_.faults.size() - struck, launch_.faults.size());
+    if (trace_) write_trace();
     std::ranges::sort(figures_, {}, &RankFigures::rank);
     return std::move(figures_);
   }
@@ -174,7 +181,8 @@ class World::Impl {
                                      actors::weight_options(launch_));
     launch_.shared_weight_bytes = loader.shared_bytes();
     arena_.emplace(
-        comm::Arena::create({world_size(), static_cast<size_t>(launch_.comm_buffer_bytes)}));
+        comm::Arena::create({world_size(), static_cast<size_t>(launch_.comm_buffer_bytes),
+                             actors::trace_shape(launch_, model)}));
     weights_fd_ = create_shared_memory("troupe-weights", loader.shared_bytes());
     const size_t kv_section = actors::kv_section_bytes(actors::kv_cache_shape(launch_, model));
     kv_fd_ = create_shared_memory("troupe-kv", kv_section * world_size());
@@ -323,7 +331,7 @@ class World::Impl {
     const nlohmann::json dump = failure_dump(view(), failure, table);
     stop();
     throw WorldFailed(
-        fmt::format("{}; {}", failure_line(failure), write_failure_dump(dump_dir_, dump)), table);
+        fmt::format("{}; {}", failure_line(failure), write_failure_dump(paths_.dump, dump)), table);
   }
 
   template <class Error>
@@ -337,15 +345,29 @@ class World::Impl {
     arena_->abort();
     supervisor_.terminate();  // those that start, load or wait for a plan do not look at the arena
     supervisor_.stop_all(kAbortGrace);
+    if (!trace_) return;
+    try {
+      write_trace();
+    } catch (const UserError& error) {
+      spdlog::warn("{}", error.what());  // what ended the launch is said by an exception
+    }
+  }
+
+  void write_trace() {
+    write_trace_files(*arena_, paths_.trace);
+    trace_.reset();
+    spdlog::info("trace of {} ranks in {}: troupe trace summary {}", world_size(),
+                 paths_.trace.string(), paths_.trace.string());
   }
 
   SignalReader signals_;
   msg::LaunchT launch_;
-  std::filesystem::path dump_dir_;
+  WorldPaths paths_;
   std::optional<uint64_t> oom_kills_at_start_ = kernel_oom_kills();
   actors::ObservationShape observation_shape_;
   Callbacks callbacks_;
   std::optional<comm::Arena> arena_;
+  std::optional<comm::Trace> trace_;
   Fd weights_fd_, kv_fd_, observation_fd_;
   Mapping observation_memory_;
   EventSet events_;
@@ -360,9 +382,9 @@ class World::Impl {
   uint64_t last_moved_ = 0;
 };
 
-World::World(msg::LaunchT launch, const model::ModelConfig& model, std::filesystem::path dump_dir,
+World::World(msg::LaunchT launch, const model::ModelConfig& model, WorldPaths paths,
              Callbacks callbacks)
-    : impl_(std::make_unique<Impl>(std::move(launch), model, std::move(dump_dir),
+    : impl_(std::make_unique<Impl>(std::move(launch), model, std::move(paths),
                                    std::move(callbacks))) {
   impl_->start();
 }
@@ -374,6 +396,7 @@ void World::send(int rank, std::span<const std::byte> envelope) {
 }
 void World::poll(milliseconds timeout) { impl_->poll(timeout); }
 int World::poll_fd() const { return impl_->poll_fd(); }
+comm::Trace* World::trace() const { return impl_->trace(); }
 void World::wake() { impl_->wake(); }
 std::vector<RankFigures> World::shut_down() { return impl_->shut_down(); }
 

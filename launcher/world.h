@@ -19,6 +19,7 @@
 #include "actors/messages/message_generated.h"
 #include "actors/observation.h"
 #include "base/error.h"
+#include "comm/trace.h"
 #include "model/model_config.h"
 
 namespace troupe::launcher {
@@ -49,6 +50,12 @@ struct RankFigures {
   double wait_ms = 0;
 };
 
+// Directories for what is told of a launch besides its output; none if empty.
+struct WorldPaths {
+  std::filesystem::path dump;   // if it fails: flight recorders, stacks
+  std::filesystem::path trace;  // however it ends, if launch.trace_events is not 0
+};
+
 class World {
  public:
   struct Callbacks {
@@ -60,10 +67,10 @@ class World {
   // Creates the shared memory and spawns the ranks; returns once all of them are ready.
   //
   // This and poll() throw WorldFailed with the first cause when a rank dies, fails or stalls: rank,
-  // pid, what happened, in which step, layer and collective, who waited for it, and where in
-  // `dump_dir` the rest is written; UserError when a rank says that the input is wrong; Interrupted
-  // on a signal. No rank is left then.
-  World(msg::LaunchT launch, const model::ModelConfig& model, std::filesystem::path dump_dir,
+  // pid, what happened, in which step, layer and collective, who waited for it, and where the rest
+  // is written; UserError when a rank says that the input is wrong; Interrupted on a signal. No
+  // rank is left then.
+  World(msg::LaunchT launch, const model::ModelConfig& model, WorldPaths paths,
         Callbacks callbacks);
   ~World();  // kills the ranks that still run
 
@@ -78,6 +85,7 @@ class World {
   void poll(std::chrono::milliseconds timeout);
   // Readable when poll() has something to do.
   int poll_fd() const;
+  comm::Trace* trace() const;  // of this process; null if there is none
   void wake();  // makes poll() return, now or the next time it is called; from any thread
 
   // Ends the ranks in order; nothing else may be called after it. Figures in order of rank.

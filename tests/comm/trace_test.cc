@@ -40,7 +40,7 @@ TEST(Trace, HasSpansInTheOrderTheyBeganWithWhatTheyBelongTo) {
   Trace trace(arena, 0);
   trace.set_step(7);
   {
-    const TraceSpan step(&trace, TraceOp::kStep);
+    const TraceSpan step(&trace, TraceOp::kDecode);
     trace.set_track(TraceTrack::kMoe);
     trace.set_layer(3);
     const TraceSpan gate(&trace, TraceOp::kGate, 5, 320);
@@ -49,7 +49,7 @@ TEST(Trace, HasSpansInTheOrderTheyBeganWithWhatTheyBelongTo) {
   const std::vector<TraceEvent> events = read_trace(arena, 0).events;
 
   ASSERT_EQ(events.size(), 2u);
-  EXPECT_EQ(events[0].op(), TraceOp::kStep);
+  EXPECT_EQ(events[0].op(), TraceOp::kDecode);
   EXPECT_EQ(events[0].track, TraceTrack::kRank);
   EXPECT_EQ(events[0].layer, -1);
   EXPECT_EQ(events[1].op(), TraceOp::kGate);
@@ -80,7 +80,7 @@ TEST(Trace, IsOnTheMonotonicClock) {
 TEST(Trace, KeepsTheLastEventsAndCountsTheOthers) {
   const Arena arena = traced_arena(1, 16);
   Trace trace(arena, 0);
-  const TraceSpan lost(&trace, TraceOp::kStep);
+  const TraceSpan lost(&trace, TraceOp::kDecode);
   for (int64_t i = 0; i < 20; ++i) trace.count(TraceCounter::kRunning, i);
   {
     TraceSpan overwritten(&trace, TraceOp::kGate);
@@ -111,7 +111,8 @@ TEST(Trace, RingsOfRanksAndLauncherAreApart) {
     Trace trace(arena, ring);
     for (int i = 0; i < 30; ++i) trace.count(TraceCounter::kRunning, 100 * ring + i);
     trace.add_sent_bytes(1, 1000 + ring);
-    trace.add_expert_rows(1, 7, 2000 + ring);
+    trace.set_layer(1);
+    trace.add_expert_rows(7, 2000 + ring);
   }
 
   for (const int ring : {0, 1, 2}) {

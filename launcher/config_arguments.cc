@@ -1,4 +1,3 @@
-// What the commands that start ranks have in common.
 #include "comm/fault.h"
 #include "launcher/commands.h"
 
@@ -9,6 +8,7 @@ Config read_config(const ConfigArguments& arguments) {
   for (const std::string& text : arguments.inject)
     comm::parse_fault(text, config.parallel.world_size);
   config.inject = arguments.inject;
+  if (!arguments.trace.empty()) config.trace_dir = arguments.trace;
   return config;
 }
 
