@@ -14,6 +14,7 @@
 #include "launcher/launch.h"
 #include "launcher/supervisor.h"
 #include "layers/isa.h"
+#include "serve/serve_command.h"
 
 namespace troupe::launcher {
 
@@ -171,6 +172,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   add_verify(app, verify, status);
   add_tokenize(app, tokenize);
   add_check(app, check);
+  serve::add_serve_command(app);
   add_bench_command(app);
   add_convert(app, convert);
   add_rank(app, rank, status);

@@ -18,7 +18,8 @@ Session::Session(const Config& config, const model::ModelConfig& model, const Lo
       describe_launch(config, limits_, observe), model,
       World::Callbacks{
           .on_step_done = [this](const msg::Envelope& envelope) { mailbox_.deliver(envelope); },
-          .on_interrupt = callbacks_.on_interrupt});
+          .on_interrupt = callbacks_.on_interrupt,
+          .on_terminate = callbacks_.on_terminate});
 }
 
 int Session::submit(actors::Request request) {
