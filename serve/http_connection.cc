@@ -109,8 +109,6 @@ void HttpConnection::on_header(Error error) {
   const auto coding = request[http::field::transfer_encoding];
   if (codings > 0 && (codings > 1 || !chunks_ || !boost::beast::iequals(coding, "chunked")))
     return refuse(400, "Transfer-Encoding must be chunked, once, in HTTP/1.1");
-  if (request.version() != 10 && request.version() != 11)
-    return refuse(505, "HTTP/1.1 and HTTP/1.0 are spoken here");
   if (chunks_ && request.count(http::field::host) != 1) return refuse(400, "Host must come once");
   const auto expect = request[http::field::expect];
   if (expect.empty()) return read_body();

@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "base/error.h"
+
 namespace troupe::serve {
 
 namespace {
