@@ -24,6 +24,8 @@ struct RunArguments {
   std::vector<std::string> prompts;     // --prompt
   std::vector<std::string> prompt_ids;  // --prompt-ids
   std::filesystem::path prompt_file;
+  std::vector<std::string> stops;  // --stop: texts that end an answer
+  int n = 1;                       // answers to each prompt
   bool ignore_eos = false;
   bool chat = false;                    // prompts are what a user says
   std::filesystem::path chat_template;  // in place of the checkpoint's

@@ -14,6 +14,7 @@
 #include "launcher/launch.h"
 #include "launcher/supervisor.h"
 #include "layers/isa.h"
+#include "serve/serve_command.h"
 
 namespace troupe::launcher {
 
@@ -55,6 +56,11 @@ void add_run(CLI::App& app, RunArguments& arguments) {
   command->add_option("--chat-template", arguments.chat_template, "this Jinja file instead")
       ->needs(chat);
   command->add_flag("--ignore-eos", arguments.ignore_eos, "do not stop at the end-of-text token");
+  command->add_option("--stop", arguments.stops, "text before which an answer ends; may repeat")
+      ->take_all()
+      ->allow_extra_args(false);
+  command->add_option("--n", arguments.n, "answers to each prompt, with numbers of their own")
+      ->check(CLI::Range(1, 1024));
   command->add_option("--json", arguments.json, "write the report to this file");
   command->callback([&] { run_command(arguments); });
 }
@@ -197,6 +203,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   add_verify(app, verify, status);
   add_tokenize(app, tokenize);
   add_check(app, check);
+  serve::add_serve_command(app);
   add_bench_command(app);
   add_convert(app, convert);
   add_trace(app, trace);

@@ -132,6 +132,8 @@ class World::Impl {
     return {observation_shape_, observation_memory_.data() + rank * observation_shape_.bytes()};
   }
 
+  comm::ActivitySnapshot activity(int rank) const { return arena_->snapshot(rank); }
+
   void send_plan(int rank, std::span<const std::byte> bytes) {
     if (words_due_++ == 0) last_progress_ = steady_clock::now();
     send_bytes(rank, bytes);
@@ -193,6 +195,7 @@ class World::Impl {
 
   void on_signal(int signal) {
     if (signal == SIGINT && callbacks_.on_interrupt && callbacks_.on_interrupt()) return;
+    if (signal == SIGTERM && callbacks_.on_terminate && callbacks_.on_terminate()) return;
     throw_after_stop<Interrupted>("interrupted");
   }
 
@@ -391,6 +394,7 @@ World::World(msg::LaunchT launch, const model::ModelConfig& model, WorldPaths pa
 World::~World() = default;
 double World::load_s() const { return impl_->load_s(); }
 actors::Observation World::observation(int rank) const { return impl_->observation(rank); }
+comm::ActivitySnapshot World::activity(int rank) const { return impl_->activity(rank); }
 void World::send(int rank, std::span<const std::byte> envelope) {
   impl_->send_plan(rank, envelope);
 }

@@ -19,6 +19,7 @@
 #include "actors/messages/message_generated.h"
 #include "actors/observation.h"
 #include "base/error.h"
+#include "comm/arena.h"
 #include "comm/trace.h"
 #include "model/model_config.h"
 
@@ -62,6 +63,8 @@ class World {
     std::function<void(const msg::Envelope&)> on_step_done;
     // Ctrl-C arrived; true: that is dealt with. Without it, and on other signals, Interrupted.
     std::function<bool()> on_interrupt = {};
+    // The same for SIGTERM.
+    std::function<bool()> on_terminate = {};
   };
 
   // Creates the shared memory and spawns the ranks; returns once all of them are ready.
@@ -76,6 +79,7 @@ class World {
 
   double load_s() const;  // from the spawn to the last rank's Ready
   actors::Observation observation(int rank) const;
+  comm::ActivitySnapshot activity(int rank) const;  // what it does at this moment
 
   // To one rank. Each StepPlan is to be answered by one StepDone within the launch's time limit.
   void send(int rank, std::span<const std::byte> envelope);
