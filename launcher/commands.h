@@ -58,6 +58,13 @@ struct ConvertArguments {
 };
 void convert_command(const ConvertArguments& arguments);
 
+struct InspectArguments {
+  std::filesystem::path directory;
+  std::filesystem::path layout;  // a YAML file, or none
+  bool json = false;
+};
+void inspect_command(const InspectArguments& arguments);
+
 struct CheckArguments {
   ConfigArguments config;
   bool fit = false;

@@ -108,6 +108,14 @@ void add_convert(CLI::App& app, ConvertArguments& arguments) {
   command->callback([&] { convert_command(arguments); });
 }
 
+void add_inspect(CLI::App& app, InspectArguments& arguments) {
+  CLI::App* command = app.add_subcommand("inspect", "what a checkpoint is; reads no weights");
+  command->add_option("directory", arguments.directory, "with config.json")->required();
+  command->add_option("--config", arguments.layout, "YAML: what each rank of its layout needs");
+  command->add_flag("--json", arguments.json, "print JSON");
+  command->callback([&] { inspect_command(arguments); });
+}
+
 struct RankArguments {
   int rank = -1;
   int launcher_pid = 0;
@@ -144,6 +152,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   TokenizeArguments tokenize;
   CheckArguments check;
   ConvertArguments convert;
+  InspectArguments inspect;
   RankArguments rank;
   app.add_option("--log-level", log_level, "of stderr")
       ->check(CLI::IsMember({"debug", "info", "warn", "error", "off"}))
@@ -168,6 +177,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   add_check(app, check);
   add_bench_command(app);
   add_convert(app, convert);
+  add_inspect(app, inspect);
   add_rank(app, rank, status);
   app.parse(argc, argv);
   return status;
