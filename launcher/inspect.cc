@@ -6,6 +6,7 @@
 
 #include "launcher/layout_table.h"
 #include "model/chat_template.h"
+#include "model/tokenizer_file.h"
 
 namespace troupe::launcher {
 namespace {
@@ -192,9 +193,7 @@ Inspection inspect(const std::filesystem::path& directory, const std::filesystem
   Inspection result{.directory = directory,
                     .model = model::read_model_config(directory, model::ModelUse::kCheck)};
   result.inventory = model::take_inventory(directory, result.model);
-  for (const char* name : {"tokenizer.json", "tiktoken.model"})
-    if (result.tokenizer.empty() && std::filesystem::exists(directory / name))
-      result.tokenizer = name;
+  result.tokenizer = model::tokenizer_file_name(directory);
   result.has_chat_template = model::ChatTemplate::exists(directory);
   if (layout.empty()) return result;
   const Config config = read_config(layout, {"model_config.model_path=" + directory.string()});
