@@ -80,7 +80,9 @@ void add_verify(CLI::App& app, VerifyArguments& arguments, int& status) {
 
 void add_tokenize(CLI::App& app, TokenizeArguments& arguments) {
   CLI::App* command = app.add_subcommand("tokenize", "text to token ids and back, as JSON");
-  command->add_option("--tokenizer", arguments.tokenizer, "directory with tokenizer.json or tiktoken.model")
+  command
+      ->add_option("--tokenizer", arguments.tokenizer,
+                   "directory with tokenizer.json or tiktoken.model")
       ->required();
   command->add_option("--text", arguments.text, "text to encode");
   command->add_option("--prompt-file", arguments.prompt_file, "JSON list of texts to encode");
