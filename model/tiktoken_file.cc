@@ -62,12 +62,12 @@ std::vector<std::string> read_ranks(const std::filesystem::path& path) {
   const Mapping mapping = map_input_file(path);
   std::string_view rest(reinterpret_cast<const char*>(mapping.data()), mapping.size());
   std::vector<std::string> tokens;
-  while (!rest.empty()) {
+  for (int line_number = 1; !rest.empty(); ++line_number) {
     const std::string_view line = rest.substr(0, rest.find('\n'));
     rest.remove_prefix(std::min(rest.size(), line.size() + 1));
     if (line.empty()) continue;
     const auto fail = [&](const char* what) {
-      throw_user_error("{}: line {}: {}", path.string(), tokens.size() + 1, what);
+      throw_user_error("{}: line {}: {}", path.string(), line_number, what);
     };
     const size_t space = line.find(' ');
     if (space == line.npos) fail("must be a token in base64 and its rank");
@@ -78,8 +78,9 @@ std::vector<std::string> read_ranks(const std::filesystem::path& path) {
     if (parsed.ec != std::errc() || parsed.ptr != end ||
         rank != static_cast<int32_t>(tokens.size()) || rank >= kMaxTokenId)
       fail("ranks must count from 0, one a line");
-    tokens.push_back(bytes_from_base64(line.substr(0, space)));
-    if (tokens.back().empty()) fail("the token is not base64");
+    std::string bytes = bytes_from_base64(line.substr(0, space));
+    if (bytes.empty()) fail("the token is not base64");
+    tokens.push_back(std::move(bytes));
   }
   return tokens;
 }
@@ -144,7 +145,7 @@ TokenizerFile read_tiktoken_file(const std::filesystem::path& directory) {
   IdOfBytes ids;
   for (size_t i = 0; i < tokens.size(); ++i)
     if (!ids.emplace(tokens[i], static_cast<int32_t>(i)).second)
-      throw_user_error("{}: line {}: the token stands in another line, too", path.string(), i + 1);
+      throw_user_error("{}: rank {}: the token has another rank, too", path.string(), i);
 
   TokenizerFile file;
   file.merges = merges_of(tokens, ids);

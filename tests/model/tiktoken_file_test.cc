@@ -43,7 +43,7 @@ TEST(TiktokenFile, NamesTheLineThatIsWrong) {
   EXPECT_CONTAINS(error_of("YQ== 0\nYg== 1x\n"), "line 2: ranks must count from 0");
   EXPECT_CONTAINS(error_of("YQ== 0\nY*== 1\n"), "line 2: the token is not base64");
   EXPECT_CONTAINS(error_of("YQ== 0\nYQ 1\n"), "line 2: the token is not base64");
-  EXPECT_CONTAINS(error_of("YQ== 0\nYQ== 1\n"), "line 2: the token stands in another line, too");
+  EXPECT_CONTAINS(error_of("YQ== 0\nYQ== 1\n"), "rank 1: the token has another rank, too");
   EXPECT_CONTAINS(error_of(std::string(5000, 'A') + " 0\n"), "line 1: the token is too long");
 }
 
