@@ -74,6 +74,13 @@ void trace_summary_command(const TraceArguments& arguments);
 void trace_merge_command(const TraceArguments& arguments);
 void trace_html_command(const TraceArguments& arguments);
 
+struct InspectArguments {
+  std::filesystem::path directory;
+  std::filesystem::path layout;  // a YAML file, or none
+  bool json = false;
+};
+void inspect_command(const InspectArguments& arguments);
+
 struct CheckArguments {
   ConfigArguments config;
   bool fit = false;

@@ -97,7 +97,9 @@ void add_verify(CLI::App& app, VerifyArguments& arguments, int& status) {
 
 void add_tokenize(CLI::App& app, TokenizeArguments& arguments) {
   CLI::App* command = app.add_subcommand("tokenize", "text to token ids and back, as JSON");
-  command->add_option("--tokenizer", arguments.tokenizer, "directory with tokenizer.json")
+  command
+      ->add_option("--tokenizer", arguments.tokenizer,
+                   "directory with tokenizer.json or tiktoken.model")
       ->required();
   command->add_option("--text", arguments.text, "text to encode");
   command->add_option("--prompt-file", arguments.prompt_file, "JSON list of texts to encode");
@@ -144,6 +146,14 @@ void add_trace(CLI::App& app, TraceArguments& arguments) {
       ->default_str("DIR/trace.html");
 }
 
+void add_inspect(CLI::App& app, InspectArguments& arguments) {
+  CLI::App* command = app.add_subcommand("inspect", "what a checkpoint is; reads no weights");
+  command->add_option("directory", arguments.directory, "with config.json")->required();
+  command->add_option("--config", arguments.layout, "YAML: what each rank of its layout needs");
+  command->add_flag("--json", arguments.json, "print JSON");
+  command->callback([&] { inspect_command(arguments); });
+}
+
 struct RankArguments {
   int rank = -1;
   int launcher_pid = 0;
@@ -181,6 +191,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   CheckArguments check;
   ConvertArguments convert;
   TraceArguments trace;
+  InspectArguments inspect;
   RankArguments rank;
   app.add_option("--log-level", log_level, "of stderr")
       ->check(CLI::IsMember({"debug", "info", "warn", "error", "off"}))
@@ -207,6 +218,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   add_bench_command(app);
   add_convert(app, convert);
   add_trace(app, trace);
+  add_inspect(app, inspect);
   add_rank(app, rank, status);
   app.parse(argc, argv);
   return status;
