@@ -49,7 +49,7 @@ class Condition {
   bool (*call_)(const void*);
 };
 
-class Transfer;       // a collective on its way (comm/transfer.h)
+class Transfer;  // a collective on its way (comm/transfer.h)
 struct Blame;
 class TransferQueue;  // all those of this rank, and its channels
 
