@@ -48,6 +48,7 @@ std::span<Byte> checked_part(std::span<Byte> data, std::span<const int64_t> byte
 }  // namespace
 
 void ProcessGroup::barrier() {
+  communicator_.wait_for_comm_thread();
   const Arena::Slot call{
       .operation = Operation::kBarrier, .group = id_, .sequence = next_sequence_++};
   communicator_.enter_collective(call.operation, id_, call.sequence);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "comm/comm_thread.h"
 #include "comm/transfer.h"
 
 namespace troupe::comm {
@@ -12,6 +13,21 @@ namespace {
 
 // Two handles and one blocking call beside them.
 constexpr int kMaxInFlight = 3;
+
+void enter(const Transfer& transfer) {
+  const Arena::Slot& call = transfer.call();
+  transfer.queue().communicator().enter_collective(call.operation, call.group, call.sequence,
+                                                   transfer.bytes());
+}
+
+// From start to end on this thread.
+void run_here(Transfer& transfer) {
+  TransferQueue& queue = transfer.queue();
+  enter(transfer);
+  queue.start(transfer);
+  queue.wait(transfer);
+  queue.communicator().leave_collective();
+}
 
 }  // namespace
 
@@ -28,24 +44,36 @@ size_t element_size(DataType type) {
   TROUPE_CHECK(false, "DataType {}", static_cast<int>(type));
 }
 
+Pending::Pending(Transfer& transfer, CommThread* thread, uint32_t job)
+    : transfer_(&transfer), sequence_(transfer.sequence()), thread_(thread), job_(job) {}
+
 Pending::Pending(Pending&& other) noexcept
-    : transfer_(std::exchange(other.transfer_, nullptr)), sequence_(other.sequence_) {}
+    : transfer_(std::exchange(other.transfer_, nullptr)),
+      sequence_(other.sequence_),
+      thread_(other.thread_),
+      job_(other.job_) {}
 
 Pending& Pending::operator=(Pending&& other) noexcept {
   std::swap(transfer_, other.transfer_);
   std::swap(sequence_, other.sequence_);
+  std::swap(thread_, other.thread_);
+  std::swap(job_, other.job_);
   return *this;
 }
 
-// A transfer with another sequence number is a later one, so this one is complete.
 Pending::~Pending() {
-  if (transfer_ != nullptr && transfer_->sequence() == sequence_)
-    transfer_->queue().abandon(*transfer_);
+  if (transfer_ != nullptr && is_under_way()) transfer_->queue().abandon(*transfer_);
+}
+
+// A transfer with another sequence number is a later one, so this one is complete.
+bool Pending::is_under_way() const {
+  return transfer_->sequence() == sequence_ && transfer_->in_use();
 }
 
 void Pending::wait() {
   Transfer* transfer = std::exchange(transfer_, nullptr);
   if (transfer == nullptr) return;
+  if (thread_ != nullptr) return thread_->wait(job_);
   Communicator& communicator = transfer->queue().communicator();
   const Arena::Slot& call = transfer->call();
   communicator.resume_collective(call.operation, call.group, sequence_);
@@ -81,29 +109,31 @@ ProcessGroup::~ProcessGroup() {
 
 Transfer& ProcessGroup::begin(Operation operation, DataType element, uint64_t bytes) {
   const auto free = std::find_if(transfers_.begin(), transfers_.end(),
-                                 [](const auto& transfer) { return transfer->complete(); });
+                                 [](const auto& transfer) { return !transfer->in_use(); });
   TROUPE_CHECK(free != transfers_.end(), "more than two collectives of group {} in flight", id_);
   (*free)->begin(operation, id_, next_sequence_++, element, bytes);
   return **free;
 }
 
-void ProcessGroup::enter(const Transfer& transfer) {
-  const Arena::Slot& call = transfer.call();
-  communicator_.enter_collective(call.operation, call.group, call.sequence, transfer.bytes());
-}
-
 void ProcessGroup::run(Transfer& transfer) {
-  enter(transfer);
-  communicator_.transfers().start(transfer);
-  communicator_.transfers().wait(transfer);
-  communicator_.leave_collective();
+  communicator_.wait_for_comm_thread();
+  run_here(transfer);
 }
 
 Pending ProcessGroup::start(Transfer& transfer) {
+  if (CommThread* thread = communicator_.comm_thread()) {
+    const auto run = [](void* object) {
+      auto& handed_over = *static_cast<Transfer*>(object);
+      run_here(handed_over);
+      handed_over.set_handed_over(false);
+    };
+    transfer.set_handed_over(true);
+    return Pending(transfer, thread, thread->hand_over({run, &transfer}));
+  }
   enter(transfer);
   communicator_.transfers().start(transfer);
   communicator_.pause_collective();
-  return Pending(transfer, transfer.sequence());
+  return Pending(transfer);
 }
 
 }  // namespace troupe::comm

@@ -46,14 +46,38 @@ class Condition {
   bool (*call_)(const void*);
 };
 
+class CommThread;     // drives exchanges beside the rank's main thread (comm/comm_thread.h)
 class Transfer;       // a collective on its way (comm/transfer.h)
 class TransferQueue;  // all those of this rank, and its channels
+
+// Who drives what is started (start_*) until it is waited for: a dispatch/combine round, a handle.
+enum class CommMode {
+  kInline,  // the rank's main thread, whenever it waits
+  kThread,  // a thread of the rank's own, so that exchange and compute overlap
+};
+
+struct CommOptions {
+  CommMode mode = CommMode::kInline;
+  // Whether waits spin before they sleep: only where every thread that computes or communicates has
+  // a core of its own.
+  bool spin = false;
+};
+
+// Whether this process may run on as many cores as all ranks have threads. For a process that has
+// not been pinned yet.
+bool has_core_for_each_thread(int world_size, int threads_per_rank);
 
 // A rank's access to the arena: who it is, how long it waits, what it has sent. One per process
 // (tests: one per thread), used by one thread at a time; outlives its groups. After a RankError
 // every later collective of this rank is a RankError too.
+//
+// kThread: what the thread throws is thrown where the main thread waits for it. A blocking call
+// waits first for all that has been started before.
 class Communicator {
  public:
+  Communicator(Arena& arena, int world_rank, std::chrono::milliseconds timeout,
+               const CommOptions& options);
+  // Inline, for ranks of one thread.
   Communicator(Arena& arena, int world_rank, std::chrono::milliseconds timeout);
   ~Communicator();
 
@@ -64,7 +88,7 @@ class Communicator {
 
   uint64_t bytes_sent() const { return bytes_sent_; }  // payload to other ranks
   int64_t wait_ns() const { return wait_ns_; }         // time spent waiting for other ranks
-  bool spins() const { return spin_; }                 // cores >= ranks
+  bool spins() const { return spin_; }
   void count_sent(uint64_t bytes) { bytes_sent_ += bytes; }
 
   // Publishes where this rank is (Activity), for reports and error messages.
@@ -99,6 +123,12 @@ class Communicator {
   // Publishes that text as this rank's failure, so that all ranks end, and throws it as RankError.
   [[noreturn]] void fail(const std::string& what) const;
   TransferQueue& transfers() const { return *transfers_; }
+  // The thread that drives what this one starts; null if that is this one itself.
+  CommThread* comm_thread() const;
+  // Returns when the thread has nothing left to do, if there is one.
+  void wait_for_comm_thread() const;
+  // Ends what the thread waits for, for buffers that are going: later calls throw.
+  void abandon_comm_thread() noexcept;
 
  private:
   void show_collective(Operation operation, uint32_t group, uint64_t sequence) const;
@@ -111,12 +141,14 @@ class Communicator {
   Arena& arena_;
   int world_rank_;
   std::chrono::milliseconds timeout_;
-  bool spin_;  // cores >= ranks
+  bool spin_;
+  std::atomic<bool> abandoned_{false};  // what the comm thread does is no longer wanted
   uint64_t bytes_sent_ = 0;
   int64_t wait_ns_ = 0;
   FlightRecorder flights_;
   std::vector<std::pair<uint32_t, int32_t>> leaders_;  // (group id, its lowest world rank)
   std::unique_ptr<TransferQueue> transfers_;
+  std::unique_ptr<CommThread> comm_thread_;  // last, so that it ends before what it uses
 };
 
 enum class DataType : uint8_t { kBytes, kF32, kBf16, kInt8 };
@@ -136,9 +168,12 @@ class Pending {
 
  private:
   friend class ProcessGroup;
-  Pending(Transfer& transfer, uint64_t sequence) : transfer_(&transfer), sequence_(sequence) {}
+  explicit Pending(Transfer& transfer, CommThread* thread = nullptr, uint32_t job = 0);
+  bool is_under_way() const;
   Transfer* transfer_ = nullptr;
   uint64_t sequence_ = 0;
+  CommThread* thread_ = nullptr;  // that drives it, as its job number job_
+  uint32_t job_ = 0;
 };
 
 class ProcessGroup {
@@ -184,7 +219,6 @@ class ProcessGroup {
  private:
   friend class MoeExchange;
   Transfer& begin(Operation operation, DataType element, uint64_t bytes);
-  void enter(const Transfer& transfer);
   void run(Transfer& transfer);
   Pending start(Transfer& transfer);
   Transfer& begin_all_gather(std::span<const std::byte> in, std::span<std::byte> out);

@@ -8,10 +8,10 @@
 #include <cerrno>
 #include <climits>
 #include <ctime>
-#include <thread>
 
 #include "base/error.h"
 #include "comm/arena_layout.h"
+#include "comm/comm_thread.h"
 #include "comm/heartbeat.h"
 #include "comm/process_group.h"
 #include "comm/transfer.h"
@@ -54,15 +54,47 @@ void futex_wait(std::atomic<uint32_t>& word, uint32_t expected, int64_t ns) {
   futex(word, FUTEX_WAIT, expected, &timeout);
 }
 
+bool has_core_for_each_thread(int world_size, int threads_per_rank) {
+  cpu_set_t allowed;
+  if (::sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return false;
+  return CPU_COUNT(&allowed) >= int64_t{world_size} * threads_per_rank;
+}
+
 Communicator::Communicator(Arena& arena, int world_rank, std::chrono::milliseconds timeout)
+    : Communicator(arena, world_rank, timeout,
+                   {.spin = has_core_for_each_thread(arena.shape().world_size, 1)}) {}
+
+Communicator::Communicator(Arena& arena, int world_rank, std::chrono::milliseconds timeout,
+                           const CommOptions& options)
     : arena_(arena),
       world_rank_(world_rank),
       timeout_(timeout),
-      spin_(static_cast<int>(std::thread::hardware_concurrency()) >= arena.shape().world_size),
+      spin_(options.spin),
       flights_(arena, world_rank),
-      transfers_(std::make_unique<TransferQueue>(*this)) {}
+      transfers_(std::make_unique<TransferQueue>(*this)) {
+  if (options.mode == CommMode::kThread) comm_thread_ = std::make_unique<CommThread>();
+}
 
-Communicator::~Communicator() = default;
+Communicator::~Communicator() {
+  if (comm_thread_) abandon_comm_thread();
+}
+
+CommThread* Communicator::comm_thread() const {
+  return comm_thread_ && !comm_thread_->is_current() ? comm_thread_.get() : nullptr;
+}
+
+void Communicator::wait_for_comm_thread() const {
+  if (CommThread* thread = comm_thread()) thread->wait_for_all();
+}
+
+// It looks at the flag before it sleeps, so the doorbell alone need be rung.
+void Communicator::abandon_comm_thread() noexcept {
+  abandoned_.store(true);
+  std::atomic<uint32_t>& doorbell = arena_.rank_state(world_rank_).doorbell;
+  doorbell.fetch_add(1);
+  futex_wake(doorbell);
+  comm_thread_->finish_all();
+}
 
 void Communicator::enter_step(Stage stage, uint64_t step) const {
   Activity& activity = arena_.activity(world_rank_);
@@ -176,6 +208,7 @@ std::string Communicator::timeout_text(int for_rank) const {
 }
 
 void Communicator::throw_if_world_ended() const {
+  if (abandoned_.load()) throw RankError(error_text("what was started is no longer wanted"));
   const int failed = arena_.first_failed_rank();
   if (failed >= 0)
     throw RankError(error_text(

@@ -105,6 +105,7 @@ msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits
   launch.deterministic = moe.deterministic;
   launch.moe_double_routing = moe.double_routing;
   launch.moe_int8_payload = moe.int8_payload;
+  launch.comm_thread = config.runtime.comm_mode == CommMode::kThread;
   return launch;
 }
 

@@ -262,8 +262,8 @@ void stroll(std::mt19937& random) {
 }
 
 // The same random calls on every rank, with a rank's own pauses between them.
-void run_script(Arena& arena, int world_rank, int rounds) {
-  Communicator communicator(arena, world_rank, kPatient);
+void run_script(Arena& arena, int world_rank, int rounds, CommMode mode = CommMode::kInline) {
+  Communicator communicator(arena, world_rank, kPatient, {.mode = mode});
   const auto groups = groups_of(communicator);
   std::mt19937 script(7);
   std::mt19937 pauses(world_rank);
@@ -323,6 +323,21 @@ TEST_P(CollectivesScript, EqualsTheSerialModelInProcesses) {
 }
 
 INSTANTIATE_TEST_SUITE_P(WorldSizes, CollectivesScript, testing::Values(1, 2, 3, 5, 8, 16));
+
+// Handles on a thread of each rank, blocking calls on its main thread.
+class CollectivesScriptWithCommThreads : public testing::TestWithParam<int> {};
+
+TEST_P(CollectivesScriptWithCommThreads, EqualsTheSerialModel) {
+  const int world_size = GetParam();
+  Arena arena = make_arena(world_size);
+
+  const auto errors =
+      run_threads(world_size, [&](int rank) { run_script(arena, rank, 150, CommMode::kThread); });
+
+  EXPECT_EQ(errors, all_fine(world_size));
+}
+
+INSTANTIATE_TEST_SUITE_P(WorldSizes, CollectivesScriptWithCommThreads, testing::Values(1, 3, 8));
 
 class ManyRanks : public testing::TestWithParam<int> {};
 
