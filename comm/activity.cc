@@ -80,6 +80,13 @@ std::string describe_place(const ActivitySnapshot& snapshot) {
   return text;
 }
 
+std::string error_prefix(int rank, const ActivitySnapshot& snapshot) {
+  std::string text = fmt::format("rank {}: ", rank);
+  if (snapshot.operation != Operation::kNone)
+    text += describe_call(snapshot.operation, snapshot.group, snapshot.sequence) + ", ";
+  return text + describe_place(snapshot) + ": ";
+}
+
 std::string describe(const ActivitySnapshot& snapshot) {
   std::string text = describe_place(snapshot);
   if (snapshot.operation != Operation::kNone)

@@ -67,8 +67,9 @@ void MoeExchange::start_dispatch(const Tokens& tokens) {
 
 void MoeExchange::finish_dispatch() {
   TROUPE_CHECK(round_ == Round::kDispatching);
-  if (CommThread* thread = group_.communicator().comm_thread())
-    thread->wait(job_);
+  Communicator& communicator = group_.communicator();
+  if (communicator.comm_thread() != nullptr)
+    communicator.wait_for_job(job_, Operation::kDispatch);
   else
     receive_rows();
   round_ = Round::kServing;
@@ -90,8 +91,9 @@ void MoeExchange::start_combine() {
 
 void MoeExchange::finish_combine() {
   TROUPE_CHECK(round_ == Round::kCombining);
-  if (CommThread* thread = group_.communicator().comm_thread())
-    thread->wait(job_);
+  Communicator& communicator = group_.communicator();
+  if (communicator.comm_thread() != nullptr)
+    communicator.wait_for_job(job_, Operation::kCombine);
   else
     receive_results();
   round_ = Round::kAnswered;
@@ -117,6 +119,20 @@ void MoeExchange::enter(Operation operation, int64_t bytes) const {
 
 void MoeExchange::resume(Operation operation) const {
   group_.communicator().resume_collective(operation, group_.id(), sequence_);
+}
+
+void MoeExchange::trace_sent(int peer, int64_t tokens, uint64_t bytes) const {
+  Trace* trace = group_.communicator().trace();
+  if (trace != nullptr && tokens > 0)
+    trace->sent(group_.world_rank(peer), group_.id(), sequence_, tokens,
+                static_cast<int64_t>(bytes));
+}
+
+void MoeExchange::trace_received(int peer, int64_t tokens, uint64_t bytes) const {
+  Trace* trace = group_.communicator().trace();
+  if (trace != nullptr && tokens > 0)
+    trace->received(group_.world_rank(peer), group_.id(), sequence_, tokens,
+                    static_cast<int64_t>(bytes));
 }
 
 uint64_t MoeExchange::next_sequence() { return group_.next_sequence_++; }

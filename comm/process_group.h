@@ -11,13 +11,15 @@
 //   rank that did not arrive, or at once when the launch is aborted or a rank has died.
 // - Reductions add in one fixed order: the binary tree of neighbouring pairs over group ranks
 //   ((0+1)+(2+3))+..., in fp32, an odd last one carried up; so the result does not depend on who
-//   computes it, and equals the tree of docs/design.md section 5 for sizes 1, 2, 4, 8, 16.
+//   computes it, and equals the tree of docs/design.md section 5 for sizes 1, 2, 4, 8, 16. A bf16
+//   sum is rounded once, after the root; an int8 sum is exact and cut to [-128, 127] there.
 #pragma once
 
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -26,7 +28,9 @@
 
 #include "base/bf16.h"
 #include "comm/arena.h"
+#include "comm/fault.h"
 #include "comm/flight_recorder.h"
+#include "comm/trace.h"
 
 namespace troupe::comm {
 
@@ -46,8 +50,9 @@ class Condition {
   bool (*call_)(const void*);
 };
 
-class CommThread;     // drives exchanges beside the rank's main thread (comm/comm_thread.h)
-class Transfer;       // a collective on its way (comm/transfer.h)
+class CommThread;  // drives exchanges beside the rank's main thread (comm/comm_thread.h)
+class Transfer;    // a collective on its way (comm/transfer.h)
+struct Blame;
 class TransferQueue;  // all those of this rank, and its channels
 
 // Who drives what is started (start_*) until it is waited for: a dispatch/combine round, a handle.
@@ -89,11 +94,21 @@ class Communicator {
   uint64_t bytes_sent() const { return bytes_sent_; }  // payload to other ranks
   int64_t wait_ns() const { return wait_ns_; }         // time spent waiting for other ranks
   bool spins() const { return spin_; }
-  void count_sent(uint64_t bytes) { bytes_sent_ += bytes; }
+  void count_sent(int world_rank, uint64_t bytes) {
+    bytes_sent_ += bytes;
+    if (trace_) trace_->add_sent_bytes(world_rank, bytes);
+  }
+  // Null unless the launch is traced, and for the comm thread: a ring has one writer. What that
+  // thread does shows as the main thread's wait for it.
+  Trace* trace();
 
   // Publishes where this rank is (Activity), for reports and error messages.
-  void enter_step(Stage stage, uint64_t step) const;
-  void enter_layer(int32_t layer) const;
+  void enter_step(Stage stage, uint64_t step);
+  void enter_layer(int32_t layer);
+
+  // Faults that this rank is to bring upon itself; without any they cost the look at a pointer.
+  void inject(std::vector<Fault> faults);
+  bool must(Misdeed misdeed) const { return faults_ != nullptr && faults_->take(misdeed); }
 
   // Returns when ready() is true. Spins briefly when cores >= ranks, else yields for a while, then
   // sleeps on the doorbell, which peers ring after every publication. `for_rank` is who is waited
@@ -114,17 +129,20 @@ class Communicator {
   // that goes on (a handle), resume_collective comes back to it.
   void enter_collective(Operation operation, uint32_t group, uint64_t sequence, uint64_t bytes = 0);
   void leave_collective();
-  void pause_collective() const;
+  void pause_collective();
   void resume_collective(Operation operation, uint32_t group, uint64_t sequence);
   // A group of this rank: whose lowest world rank is `leader`.
   void add_group(uint32_t id, int32_t leader) { leaders_.emplace_back(id, leader); }
   // "rank 1: all_gather of group 0 (#7), decode step 14: <what>".
   std::string error_text(const std::string& what) const;
   // Publishes that text as this rank's failure, so that all ranks end, and throws it as RankError.
-  [[noreturn]] void fail(const std::string& what) const;
+  // `blamed`: the rank that did not come.
+  [[noreturn]] void fail(const std::string& what, int blamed = -1) const;
   TransferQueue& transfers() const { return *transfers_; }
   // The thread that drives what this one starts; null if that is this one itself.
   CommThread* comm_thread() const;
+  // Returns when that thread has run its job; throws what it threw.
+  void wait_for_job(uint32_t job, Operation operation);
   // Returns when the thread has nothing left to do, if there is one.
   void wait_for_comm_thread() const;
   // Ends what the thread waits for, for buffers that are going: later calls throw.
@@ -132,11 +150,12 @@ class Communicator {
 
  private:
   void show_collective(Operation operation, uint32_t group, uint64_t sequence) const;
+  void arrive() const;
   bool ready_soon(Condition ready, int64_t start) const;
   void wake(int world_rank, uint32_t sleeping_for) const;
   void sleep_until(Condition ready, int for_rank, WakeOn wake_on, int64_t start);
   void throw_if_world_ended() const;
-  std::string timeout_text(int for_rank) const;
+  std::string timeout_text(int for_rank, const Blame& blame) const;
 
   Arena& arena_;
   int world_rank_;
@@ -146,8 +165,11 @@ class Communicator {
   uint64_t bytes_sent_ = 0;
   int64_t wait_ns_ = 0;
   FlightRecorder flights_;
+  std::optional<Trace> trace_;
+  std::optional<TraceSpan> collective_;                // the one it is in
   std::vector<std::pair<uint32_t, int32_t>> leaders_;  // (group id, its lowest world rank)
   std::unique_ptr<TransferQueue> transfers_;
+  std::unique_ptr<FaultInjector> faults_;    // null: none
   std::unique_ptr<CommThread> comm_thread_;  // last, so that it ends before what it uses
 };
 
@@ -168,11 +190,13 @@ class Pending {
 
  private:
   friend class ProcessGroup;
-  explicit Pending(Transfer& transfer, CommThread* thread = nullptr, uint32_t job = 0);
+  explicit Pending(Transfer& transfer);
+  Pending(Transfer& transfer, uint32_t job);  // of the comm thread
   bool is_under_way() const;
   Transfer* transfer_ = nullptr;
+  Operation operation_{};
   uint64_t sequence_ = 0;
-  CommThread* thread_ = nullptr;  // that drives it, as its job number job_
+  bool handed_over_ = false;
   uint32_t job_ = 0;
 };
 
@@ -197,10 +221,11 @@ class ProcessGroup {
   void all_gather(std::span<const std::byte> in, std::span<std::byte> out);
   // data [size() * out.size()]: out = the tree sum over ranks of their part rank().
   void reduce_scatter(std::span<const float> data, std::span<float> out);
-  void all_reduce(std::span<float> data);
-  // bf16 sums are computed in fp32 over the whole tree and rounded once.
   void reduce_scatter(std::span<const Bf16> data, std::span<Bf16> out);
+  void reduce_scatter(std::span<const int8_t> data, std::span<int8_t> out);
+  void all_reduce(std::span<float> data);
   void all_reduce(std::span<Bf16> data);
+  void all_reduce(std::span<int8_t> data);
   // in, out [size() * part]: part p of in goes to rank p; out part p comes from rank p.
   void all_to_all(std::span<const std::byte> in, std::span<std::byte> out);
   // Bytes to and from each rank; displacements into in and out. Both sides' counts must agree: a
@@ -211,8 +236,15 @@ class ProcessGroup {
   void all_to_all_v(std::span<const std::byte> in, std::span<std::byte> out, const VCounts& counts);
 
   // The same, started now and completed by wait(): what fits the windows is sent at once.
+  [[nodiscard]] Pending start_broadcast(std::span<std::byte> data, int root);
   [[nodiscard]] Pending start_all_gather(std::span<const std::byte> in, std::span<std::byte> out);
+  [[nodiscard]] Pending start_reduce_scatter(std::span<const float> data, std::span<float> out);
+  [[nodiscard]] Pending start_reduce_scatter(std::span<const Bf16> data, std::span<Bf16> out);
+  [[nodiscard]] Pending start_reduce_scatter(std::span<const int8_t> data, std::span<int8_t> out);
   [[nodiscard]] Pending start_all_reduce(std::span<float> data);
+  [[nodiscard]] Pending start_all_reduce(std::span<Bf16> data);
+  [[nodiscard]] Pending start_all_reduce(std::span<int8_t> data);
+  [[nodiscard]] Pending start_all_to_all(std::span<const std::byte> in, std::span<std::byte> out);
   [[nodiscard]] Pending start_all_to_all_v(std::span<const std::byte> in, std::span<std::byte> out,
                                            const VCounts& counts);
 
@@ -221,7 +253,9 @@ class ProcessGroup {
   Transfer& begin(Operation operation, DataType element, uint64_t bytes);
   void run(Transfer& transfer);
   Pending start(Transfer& transfer);
+  Transfer& begin_broadcast(std::span<std::byte> data, int root);
   Transfer& begin_all_gather(std::span<const std::byte> in, std::span<std::byte> out);
+  Transfer& begin_all_to_all(std::span<const std::byte> in, std::span<std::byte> out);
   Transfer& begin_all_to_all_v(std::span<const std::byte> in, std::span<std::byte> out,
                                const VCounts& counts);
   template <class T>

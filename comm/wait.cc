@@ -46,6 +46,14 @@ long futex(std::atomic<uint32_t>& word, int operation, uint32_t value, const tim
   return ::syscall(SYS_futex, &word, operation, value, timeout, nullptr, 0);
 }
 
+// The operations of collectives stand in both lists in one order.
+TraceOp traced(Operation operation) {
+  return static_cast<TraceOp>(static_cast<int>(TraceOp::kBarrier) + static_cast<int>(operation) -
+                              static_cast<int>(Operation::kBarrier));
+}
+static_assert(static_cast<int>(TraceOp::kCombine) - static_cast<int>(TraceOp::kBarrier) ==
+              static_cast<int>(Operation::kCombine) - static_cast<int>(Operation::kBarrier));
+
 }  // namespace
 
 // Not the _PRIVATE operations: the word lies in memory shared between processes.
@@ -74,6 +82,7 @@ Communicator::Communicator(Arena& arena, int world_rank, std::chrono::millisecon
       spin_(options.spin),
       flights_(arena, world_rank),
       transfers_(std::make_unique<TransferQueue>(*this)) {
+  if (arena.shape().trace.on()) trace_.emplace(arena, world_rank);
   if (options.mode == CommMode::kThread) comm_thread_ = std::make_unique<CommThread>();
 }
 
@@ -83,6 +92,16 @@ Communicator::~Communicator() {
 
 CommThread* Communicator::comm_thread() const {
   return comm_thread_ && !comm_thread_->is_current() ? comm_thread_.get() : nullptr;
+}
+
+Trace* Communicator::trace() {
+  if (!trace_ || (comm_thread_ && comm_thread_->is_current())) return nullptr;
+  return &*trace_;
+}
+
+void Communicator::wait_for_job(uint32_t job, Operation operation) {
+  const TraceSpan collective(trace(), traced(operation)), waiting(trace(), TraceOp::kWait);
+  comm_thread_->wait(job);
 }
 
 void Communicator::wait_for_comm_thread() const {
@@ -98,18 +117,38 @@ void Communicator::abandon_comm_thread() noexcept {
   comm_thread_->finish_all();
 }
 
-void Communicator::enter_step(Stage stage, uint64_t step) const {
+void Communicator::enter_step(Stage stage, uint64_t step) {
   Activity& activity = arena_.activity(world_rank_);
   activity.stage.store(stage, kRelaxed);
   activity.step.store(step, kRelaxed);
   activity.layer.store(-1, kRelaxed);
   activity.beat_ns.store(now_ns(), kRelaxed);
+  if (trace_) {
+    trace_->set_step(step);
+    trace_->set_layer(-1);
+  }
+  arrive();
 }
 
-void Communicator::enter_layer(int32_t layer) const {
+void Communicator::enter_layer(int32_t layer) {
   Activity& activity = arena_.activity(world_rank_);
   activity.layer.store(layer, kRelaxed);
   activity.beat_ns.store(now_ns(), kRelaxed);
+  if (trace_) trace_->set_layer(layer);
+  arrive();
+}
+
+void Communicator::inject(std::vector<Fault> faults) {
+  if (faults.empty()) return;
+  faults_ = std::make_unique<FaultInjector>(std::move(faults));
+  arrive();
+}
+
+void Communicator::arrive() const {
+  if (faults_ == nullptr) [[likely]]
+    return;
+  if (const size_t struck = faults_->arrive(arena_.snapshot(world_rank_)); struck > 0)
+    arena_.count_faults(struck);
 }
 
 void Communicator::show_collective(Operation operation, uint32_t group, uint64_t sequence) const {
@@ -121,10 +160,12 @@ void Communicator::show_collective(Operation operation, uint32_t group, uint64_t
 
 void Communicator::enter_collective(Operation operation, uint32_t group, uint64_t sequence,
                                     uint64_t bytes) {
+  if (trace() != nullptr) collective_.emplace(trace(), traced(operation), 0, bytes);
   show_collective(operation, group, sequence);
   const auto known = std::find_if(leaders_.begin(), leaders_.end(),
                                   [&](const auto& entry) { return entry.first == group; });
   flights_.begin(operation, group, known == leaders_.end() ? -1 : known->second, sequence, bytes);
+  arrive();
 }
 
 void Communicator::leave_collective() {
@@ -132,11 +173,13 @@ void Communicator::leave_collective() {
   pause_collective();
 }
 
-void Communicator::pause_collective() const {
+void Communicator::pause_collective() {
   arena_.activity(world_rank_).operation.store(Operation::kNone, kRelaxed);
+  collective_.reset();
 }
 
 void Communicator::resume_collective(Operation operation, uint32_t group, uint64_t sequence) {
+  if (trace() != nullptr) collective_.emplace(trace(), traced(operation));
   show_collective(operation, group, sequence);
   flights_.resume(group, sequence);
 }
@@ -145,6 +188,7 @@ void Communicator::resume_collective(Operation operation, uint32_t group, uint64
 void Communicator::wait_until(Condition ready, int for_rank, WakeOn wake_on) {
   for (int look = 0; look < (spin_ ? kLooks : 1); ++look)
     if (ready()) return;
+  const TraceSpan span(trace(), TraceOp::kWait, 0, 0, for_rank);
   const int64_t start = now_ns();
   Activity& activity = arena_.activity(world_rank_);
   activity.waiting_for.store(for_rank, kRelaxed);
@@ -191,14 +235,16 @@ void Communicator::sleep_until(Condition ready, int for_rank, WakeOn wake_on, in
     if (!done && left > 0) futex_wait(me.doorbell, doorbell, std::min(left, interval));
     me.sleeping_for.store(kAwake);
     if (done) return;
-    if (left <= 0) fail(timeout_text(for_rank));
+    if (left <= 0) {
+      const Blame blame = find_blame(arena_, world_rank_, for_rank, timeout_);
+      fail(timeout_text(for_rank, blame), blame.rank >= 0 ? blame.rank : for_rank);
+    }
   }
 }
 
-std::string Communicator::timeout_text(int for_rank) const {
+std::string Communicator::timeout_text(int for_rank, const Blame& blame) const {
   std::string text = fmt::format("waited {} ms for rank {}, which is in: {}.", timeout_.count(),
                                  for_rank, describe(arena_.snapshot(for_rank)));
-  const Blame blame = find_blame(arena_, world_rank_, for_rank, timeout_);
   if (blame.kind == Blame::Kind::kEndOfChain && blame.rank != for_rank)
     text += fmt::format(" That chain of waits leads to rank {}, which is in: {}.", blame.rank,
                         describe(arena_.snapshot(blame.rank)));
@@ -241,16 +287,12 @@ void Communicator::wake(int world_rank, uint32_t sleeping_for) const {
 }
 
 std::string Communicator::error_text(const std::string& what) const {
-  const ActivitySnapshot here = arena_.snapshot(world_rank_);
-  std::string text = fmt::format("rank {}: ", world_rank_);
-  if (here.operation != Operation::kNone)
-    text += describe_call(here.operation, here.group, here.sequence) + ", ";
-  return text + describe_place(here) + ": " + what;
+  return error_prefix(world_rank_, arena_.snapshot(world_rank_)) + what;
 }
 
-void Communicator::fail(const std::string& what) const {
+void Communicator::fail(const std::string& what, int blamed) const {
   const std::string text = error_text(what);
-  arena_.publish_failure(world_rank_, text);
+  arena_.publish_failure(world_rank_, text, blamed);
   throw RankError(text);
 }
 
