@@ -285,9 +285,10 @@ void MoeActor::run_chunk(const model::MoeWeights& weights, Matrix<const float> n
   comm::MoeExchange::Tokens tokens = chunk_tokens(own, first);
   int64_t done = 0;
   do {
-    const int64_t taken = exchange_->start_dispatch(tokens);
+    exchange_->start_dispatch(tokens);
     if (done == 0) run_whole_shared_expert(weights, own, shared);
     exchange_->finish_dispatch();
+    const int64_t taken = exchange_->taken();
     run_experts(weights);
     exchange_->start_combine();
     exchange_->finish_combine();

@@ -123,7 +123,7 @@ class RankProcess {
         Fd(descriptors_.arena), {launch_.world_size, static_cast<size_t>(launch_.comm_buffer_bytes),
                                  trace_shape(launch_, config_)});
     comm::install_crash_handler(*arena_, rank_);
-    communicator_.emplace(*arena_, rank_, timeout);
+    communicator_.emplace(*arena_, rank_, timeout, comm_options(launch_));
     inject_faults();
     layout_.emplace(parallel_sizes(launch_), config_);
     options_ = weight_options(launch_);
@@ -283,11 +283,16 @@ model::WeightOptions weight_options(const msg::LaunchT& launch) {
           .exact_kv_b = launch.dtype == msg::DataType::Float32};
 }
 
+comm::CommOptions comm_options(const msg::LaunchT& launch) {
+  const int threads = launch.threads_per_rank + (launch.comm_thread ? 1 : 0);
+  return {.mode = launch.comm_thread ? comm::CommMode::kThread : comm::CommMode::kInline,
+          .spin = comm::has_core_for_each_thread(launch.world_size, threads)};
+}
+
 layers::TeamOptions team_options(const msg::LaunchT& launch, int rank) {
   const int threads = launch.threads_per_rank;
   const std::vector<int> allowed = allowed_cpus();
-  layers::TeamOptions options{.threads = threads,
-                              .spin = std::ssize(allowed) >= int64_t{launch.world_size} * threads};
+  layers::TeamOptions options{.threads = threads, .spin = comm_options(launch).spin};
   if (!launch.pin) return options;
   for (int i = 0; i < threads; ++i)
     options.cpus.push_back(allowed[(rank * threads + i) % allowed.size()]);

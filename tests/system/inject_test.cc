@@ -193,7 +193,7 @@ TEST(CrashedRank, LeavesItsStackInTheDump) {
   EXPECT_EQ(crash.at("address"), "0x0");
   std::string functions;
   for (const json& frame : crash.at("stack")) functions += frame.at("function").get<std::string>();
-  for (const char* name : {"comm::FaultInjector::arrive", "comm::FusedExchange::start_dispatch",
+  for (const char* name : {"comm::FaultInjector::arrive", "comm::FusedExchange::send_rows",
                            "actors::MoeActor::", "main"})
     EXPECT_NE(functions.find(name), std::string::npos) << name << " is not in " << functions;
   EXPECT_FALSE(dump.at("ranks").at(0).contains("crash"));
