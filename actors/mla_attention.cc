@@ -8,6 +8,7 @@
 
 namespace troupe::actors {
 
+using comm::TraceOp;
 using layers::Rounding;
 
 MlaAttention::MlaAttention(const RankContext& context) : context_(context), rotary_(context) {
@@ -44,7 +45,9 @@ Matrix<float> MlaAttention::attend(int layer, const model::AttentionWeights& wei
   write_latents(layer, mla, normed);
   const Matrix<float> absorbed = absorb(mla, query);
   const Matrix<float> attended = context_.workspace.floats(first_rows(attended_, normed.rows));
+  comm::TraceSpan span = context_.span(TraceOp::kAttend, normed.rows);
   layers::mla_attention(shape_, context_.kv_cache, layer, queries_, absorbed, attended);
+  span.end();
   return to_values(mla, attended);
 }
 
@@ -55,6 +58,7 @@ layers::PreparedRows MlaAttention::prepare(const model::PackedMatrix& weight,
 
 Matrix<float> MlaAttention::project_query(const model::MlaWeights& weights,
                                           Matrix<const float> normed) {
+  const auto span = context_.span(TraceOp::kQueryProjection, normed.rows);
   const model::ModelConfig& c = context_.config;
   const Matrix<float> query = context_.workspace.floats(first_rows(query_, normed.rows));
   if (c.q_lora_rank > 0) {
@@ -72,6 +76,7 @@ Matrix<float> MlaAttention::project_query(const model::MlaWeights& weights,
 
 void MlaAttention::write_latents(int layer, const model::MlaWeights& weights,
                                  Matrix<const float> normed) {
+  const auto span = context_.span(TraceOp::kKvProjection, normed.rows);
   const model::ModelConfig& c = context_.config;
   const Matrix<float> latent = context_.workspace.floats(first_rows(latent_, normed.rows));
   layers::linear(weights.kv_a, prepare(weights.kv_a, normed), latent, context_.rounding);
@@ -87,6 +92,7 @@ void MlaAttention::write_latents(int layer, const model::MlaWeights& weights,
 }
 
 Matrix<float> MlaAttention::absorb(const model::MlaWeights& weights, Matrix<const float> query) {
+  const auto span = context_.span(TraceOp::kAbsorb, query.rows);
   const model::ModelConfig& c = context_.config;
   const Matrix<float> absorbed = context_.workspace.floats(first_rows(absorbed_, query.rows));
   jobs_.clear();
@@ -114,6 +120,7 @@ Matrix<float> MlaAttention::absorb(const model::MlaWeights& weights, Matrix<cons
 // What attention summed is not rounded to bf16: products of fp32 inputs, or of int8 ones.
 Matrix<float> MlaAttention::to_values(const model::MlaWeights& weights,
                                       Matrix<const float> attended) {
+  const auto span = context_.span(TraceOp::kValueProjection, attended.rows);
   const model::ModelConfig& c = context_.config;
   const Matrix<float> heads_out = context_.workspace.floats(first_rows(heads_out_, attended.rows));
   jobs_.clear();

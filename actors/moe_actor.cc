@@ -15,6 +15,7 @@
 
 namespace troupe::actors {
 
+using comm::TraceOp;
 using layers::Rounding;
 
 namespace {
@@ -139,6 +140,7 @@ void MoeActor::on(const msg::StepPlan& plan) {
 
 void MoeActor::on(const msg::FeedForward& message) {
   const int layer = message.layer();
+  const auto span = context_.span(TraceOp::kFeedForward, message.hidden()->rows());
   const model::LayerWeights& weights =
       layer == context_.mtp_layer() ? context_.weights.mtp->layer : context_.weights.layers[layer];
   const Matrix<int32_t> world_rows = context_.workspace.ints(*message.world_rows());
@@ -180,6 +182,7 @@ void MoeActor::activate(Matrix<const float> gate_up, Matrix<float> out) {
 
 void MoeActor::run_mlp(const model::MlpWeights& weights, RowExchange& group, Matrix<const float> x,
                        Matrix<float> y) {
+  const auto span = context_.span(TraceOp::kMlp, x.rows);
   const Matrix<const float> all = group.gather(x, context_.row_format());
   const Matrix<float> partial = context_.workspace.floats(first_rows(mlp_partial_, all.rows));
   mlp_part(weights, all, partial);
@@ -187,6 +190,7 @@ void MoeActor::run_mlp(const model::MlpWeights& weights, RowExchange& group, Mat
 }
 
 void MoeActor::route(const model::MoeWeights& weights, int layer, Matrix<const float> normed) {
+  const auto span = context_.span(TraceOp::kGate, normed.rows);
   const Workspace& workspace = context_.workspace;
   const Matrix<float> logits = workspace.floats(first_rows(gate_logits_, normed.rows));
   const Matrix<int32_t> ids = workspace.ints(first_rows(topk_ids_, normed.rows));
@@ -243,12 +247,14 @@ void MoeActor::run_shared_expert(const model::MoeWeights& weights, Matrix<const 
 void MoeActor::run_whole_shared_expert(const model::MoeWeights& weights, Matrix<const float> own,
                                        Matrix<float> out) {
   if (!weights.shared || shared_rows_.size() > 1) return;
+  const auto span = context_.span(TraceOp::kSharedExpert, own.rows);
   const Matrix<float> partial = context_.workspace.floats(first_rows(mlp_partial_, own.rows));
   mlp_part(*weights.shared, own, partial);
   round_rows(partial, out, context_.rounding);
 }
 
 comm::MoeExchange::Tokens MoeActor::chunk_tokens(Matrix<const float> own, int64_t first) {
+  const auto span = context_.span(TraceOp::kPackRows, own.rows);
   const Workspace& workspace = context_.workspace;
   Matrix<const float> rows = moe_tp_rows_.gather(own, context_.row_format());
   const Matrix<const int32_t> own_ids =
@@ -293,6 +299,8 @@ void MoeActor::run_chunk(const model::MoeWeights& weights, Matrix<const float> n
 }
 
 void MoeActor::run_experts(const model::MoeWeights& weights) {
+  const auto span = context_.span(TraceOp::kExperts, exchange_->total_arrivals());
+  count_expert_rows();
   const Matrix<float> sums = context_.workspace.floats(partial_sums_);
   const int sources = context_.groups->expert_parallel.size();
   if (per_rank()) std::fill_n(sums.data, exchange_->first_result(sources) * sums.cols, 0.0f);
@@ -304,6 +312,14 @@ void MoeActor::run_experts(const model::MoeWeights& weights) {
     for (int64_t slot = 0; slot < exchange_->num_results(source); ++slot)
       pack_row({sums.row(exchange_->first_result(source) + slot), static_cast<size_t>(sums.cols)},
                result_format_, exchange_->result_row(source, slot));
+}
+
+void MoeActor::count_expert_rows() {
+  comm::Trace* trace = context_.communicator.trace();
+  if (trace == nullptr) return;
+  for (int e = 0; e < exchange_->num_local_experts(); ++e)
+    if (const auto rows = std::ssize(exchange_->arrivals(e)); rows > 0)
+      trace->add_expert_rows(exchange_->first_local_expert() + e, rows);
 }
 
 void MoeActor::add_expert_rows(const model::MlpWeights& weights,
@@ -411,6 +427,7 @@ void MoeActor::unpack_answers(int64_t token, Matrix<float> rows) const {
 
 void MoeActor::add_answers(Matrix<const float> shared, Matrix<float> hidden, int64_t first,
                            int64_t done, int64_t taken) {
+  const auto span = context_.span(TraceOp::kAddExperts, taken);
   const auto parallel_tokens = [&](int64_t tokens, const auto& body) {
     const int64_t grain = layers::row_grain(answer_rows_ * hidden.cols);
     layers::parallel_for(tokens, grain, [&](int64_t begin, int64_t end) {

@@ -8,6 +8,7 @@
 //   Flight[world][kFlightRecords]    flight recorder: the last collectives of each rank
 //   Window[world][world]             window (receiver, sender): counts, two slot headers
 //   payload[world][world][2]         the rows of those slots, slot_bytes() each
+//   TraceRing[world + 1]             the last events of each rank and of the launcher, if traced
 //
 // payload (r, r) is the outbox of rank r: what it sends alike to several ranks it writes there
 // once, and they read it there; the headers go through their windows as ever.
@@ -26,6 +27,7 @@
 #include <vector>
 
 #include "base/memory.h"
+#include "comm/trace_ring.h"
 
 namespace troupe::comm {
 
@@ -87,9 +89,10 @@ struct ArenaShape {
   int world_size = 1;
   size_t comm_buffer_bytes = size_t{16}
                              << 20;  // the windows of one receiving rank, all peers together
-  size_t slot_bytes() const;         // payload of one slot: a multiple of 64
-  size_t window_bytes() const;       // payloads of all slots of a window
-  size_t bytes() const;              // of the whole arena
+  TraceShape trace = {};
+  size_t slot_bytes() const;    // payload of one slot: a multiple of 64
+  size_t window_bytes() const;  // payloads of all slots of a window
+  size_t bytes() const;         // of the whole arena
 };
 
 class Arena {
@@ -132,9 +135,11 @@ class Arena {
   Flight* flight_ring(int rank) const;  // [kFlightRecords]
   Window& window(int receiver, int sender) const;
   std::byte* payload(int receiver, int sender, int slot) const;  // slot_bytes(), 64-byte aligned
+  TraceRing& trace_ring(int index) const;  // of a rank, world_size: of the launcher; if traced
 
  private:
   Arena(Fd fd, const ArenaShape& shape);
+  friend class TickClock;
   LaunchState& launch_state() const;
   void wake_all() const;
 

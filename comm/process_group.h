@@ -18,6 +18,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -27,6 +28,7 @@
 #include "base/bf16.h"
 #include "comm/arena.h"
 #include "comm/flight_recorder.h"
+#include "comm/trace.h"
 
 namespace troupe::comm {
 
@@ -65,11 +67,16 @@ class Communicator {
   uint64_t bytes_sent() const { return bytes_sent_; }  // payload to other ranks
   int64_t wait_ns() const { return wait_ns_; }         // time spent waiting for other ranks
   bool spins() const { return spin_; }                 // cores >= ranks
-  void count_sent(uint64_t bytes) { bytes_sent_ += bytes; }
+  void count_sent(int world_rank, uint64_t bytes) {
+    bytes_sent_ += bytes;
+    if (trace_) trace_->add_sent_bytes(world_rank, bytes);
+  }
+  // Null unless the launch is traced.
+  Trace* trace() { return trace_ ? &*trace_ : nullptr; }
 
   // Publishes where this rank is (Activity), for reports and error messages.
-  void enter_step(Stage stage, uint64_t step) const;
-  void enter_layer(int32_t layer) const;
+  void enter_step(Stage stage, uint64_t step);
+  void enter_layer(int32_t layer);
 
   // Returns when ready() is true. Spins briefly when cores >= ranks, else yields for a while, then
   // sleeps on the doorbell, which peers ring after every publication. `for_rank` is who is waited
@@ -90,7 +97,7 @@ class Communicator {
   // that goes on (a handle), resume_collective comes back to it.
   void enter_collective(Operation operation, uint32_t group, uint64_t sequence, uint64_t bytes = 0);
   void leave_collective();
-  void pause_collective() const;
+  void pause_collective();
   void resume_collective(Operation operation, uint32_t group, uint64_t sequence);
   // A group of this rank: whose lowest world rank is `leader`.
   void add_group(uint32_t id, int32_t leader) { leaders_.emplace_back(id, leader); }
@@ -115,6 +122,8 @@ class Communicator {
   uint64_t bytes_sent_ = 0;
   int64_t wait_ns_ = 0;
   FlightRecorder flights_;
+  std::optional<Trace> trace_;
+  std::optional<TraceSpan> collective_;                // the one it is in
   std::vector<std::pair<uint32_t, int32_t>> leaders_;  // (group id, its lowest world rank)
   std::unique_ptr<TransferQueue> transfers_;
 };

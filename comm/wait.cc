@@ -46,6 +46,14 @@ long futex(std::atomic<uint32_t>& word, int operation, uint32_t value, const tim
   return ::syscall(SYS_futex, &word, operation, value, timeout, nullptr, 0);
 }
 
+// The operations of collectives stand in both lists in one order.
+TraceOp traced(Operation operation) {
+  return static_cast<TraceOp>(static_cast<int>(TraceOp::kBarrier) + static_cast<int>(operation) -
+                              static_cast<int>(Operation::kBarrier));
+}
+static_assert(static_cast<int>(TraceOp::kCombine) - static_cast<int>(TraceOp::kBarrier) ==
+              static_cast<int>(Operation::kCombine) - static_cast<int>(Operation::kBarrier));
+
 }  // namespace
 
 // Not the _PRIVATE operations: the word lies in memory shared between processes.
@@ -62,19 +70,25 @@ Communicator::Communicator(Arena& arena, int world_rank, std::chrono::millisecon
       timeout_(timeout),
       spin_(static_cast<int>(std::thread::hardware_concurrency()) >= arena.shape().world_size),
       flights_(arena, world_rank),
-      transfers_(std::make_unique<TransferQueue>(*this)) {}
+      transfers_(std::make_unique<TransferQueue>(*this)) {
+  if (arena.shape().trace.on()) trace_.emplace(arena, world_rank);
+}
 
 Communicator::~Communicator() = default;
 
-void Communicator::enter_step(Stage stage, uint64_t step) const {
+void Communicator::enter_step(Stage stage, uint64_t step) {
   Activity& activity = arena_.activity(world_rank_);
   activity.stage.store(stage, kRelaxed);
   activity.step.store(step, kRelaxed);
   activity.layer.store(-1, kRelaxed);
+  if (!trace_) return;
+  trace_->set_step(step);
+  trace_->set_layer(-1);
 }
 
-void Communicator::enter_layer(int32_t layer) const {
+void Communicator::enter_layer(int32_t layer) {
   arena_.activity(world_rank_).layer.store(layer, kRelaxed);
+  if (trace_) trace_->set_layer(layer);
 }
 
 void Communicator::show_collective(Operation operation, uint32_t group, uint64_t sequence) const {
@@ -86,6 +100,7 @@ void Communicator::show_collective(Operation operation, uint32_t group, uint64_t
 
 void Communicator::enter_collective(Operation operation, uint32_t group, uint64_t sequence,
                                     uint64_t bytes) {
+  if (trace_) collective_.emplace(trace(), traced(operation), 0, bytes);
   show_collective(operation, group, sequence);
   const auto known = std::find_if(leaders_.begin(), leaders_.end(),
                                   [&](const auto& entry) { return entry.first == group; });
@@ -97,11 +112,13 @@ void Communicator::leave_collective() {
   pause_collective();
 }
 
-void Communicator::pause_collective() const {
+void Communicator::pause_collective() {
   arena_.activity(world_rank_).operation.store(Operation::kNone, kRelaxed);
+  collective_.reset();
 }
 
 void Communicator::resume_collective(Operation operation, uint32_t group, uint64_t sequence) {
+  if (trace_) collective_.emplace(trace(), traced(operation));
   show_collective(operation, group, sequence);
   flights_.resume(group, sequence);
 }
@@ -110,6 +127,7 @@ void Communicator::resume_collective(Operation operation, uint32_t group, uint64
 void Communicator::wait_until(Condition ready, int for_rank, WakeOn wake_on) {
   for (int look = 0; look < (spin_ ? kLooks : 1); ++look)
     if (ready()) return;
+  const TraceSpan span(trace(), TraceOp::kWait, 0, 0, for_rank);
   const int64_t start = now_ns();
   Activity& activity = arena_.activity(world_rank_);
   activity.waiting_for.store(for_rank, kRelaxed);

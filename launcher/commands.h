@@ -6,12 +6,16 @@
 #include <string>
 #include <vector>
 
+#include "launcher/config.h"
+
 namespace troupe::launcher {
 
 struct ConfigArguments {
   std::filesystem::path config;
   std::vector<std::string> overrides;  // --set
+  std::filesystem::path trace;         // --trace: where a trace of the launch goes
 };
+Config read_config(const ConfigArguments& arguments);
 
 struct RunArguments {
   ConfigArguments config;
@@ -57,6 +61,14 @@ struct ConvertArguments {
   std::string quant_mode;
 };
 void convert_command(const ConvertArguments& arguments);
+
+struct TraceArguments {
+  std::filesystem::path directory;
+  std::filesystem::path output;  // empty: a file in the directory
+};
+void trace_summary_command(const TraceArguments& arguments);
+void trace_merge_command(const TraceArguments& arguments);
+void trace_html_command(const TraceArguments& arguments);
 
 struct CheckArguments {
   ConfigArguments config;

@@ -65,6 +65,8 @@ struct Config {
     bool hugepages = true;
   } runtime;
 
+  std::filesystem::path trace_dir;  // of a trace of the launch, as --trace says; empty: none
+
   // Said once in the log: keys that mean something only on an NPU, and what stands for them here.
   std::vector<std::string> notes;
 };

@@ -28,9 +28,15 @@ void add_config(CLI::App* command, ConfigArguments& arguments) {
       ->allow_extra_args(false);
 }
 
+void add_trace_option(CLI::App* command, ConfigArguments& arguments) {
+  command->add_option("--trace", arguments.trace,
+                      "write a trace of each rank into this directory (docs/tracing.md)");
+}
+
 void add_run(CLI::App& app, RunArguments& arguments) {
   CLI::App* command = app.add_subcommand("run", "generate text");
   add_config(command, arguments.config);
+  add_trace_option(command, arguments.config);
   command->add_option("--prompt", arguments.prompts, "text to continue; may repeat")
       ->take_all()
       ->allow_extra_args(false);
@@ -51,6 +57,7 @@ void add_run(CLI::App& app, RunArguments& arguments) {
 void add_score(CLI::App& app, ScoreArguments& arguments) {
   CLI::App* command = app.add_subcommand("score", "log-probabilities and perplexity of a text");
   add_config(command, arguments.config);
+  add_trace_option(command, arguments.config);
   command->add_option("--text-file", arguments.text_file, "text to score");
   command
       ->add_option("--prompt-ids", arguments.prompt_ids, "token ids 1,2,3 as they are; may repeat")
@@ -108,6 +115,25 @@ void add_convert(CLI::App& app, ConvertArguments& arguments) {
   command->callback([&] { convert_command(arguments); });
 }
 
+void add_trace(CLI::App& app, TraceArguments& arguments) {
+  CLI::App* trace = app.add_subcommand("trace", "read what --trace has written");
+  trace->require_subcommand(1);
+  const auto add = [&](const char* name, const char* about, void (*run)(const TraceArguments&)) {
+    CLI::App* command = trace->add_subcommand(name, about);
+    command->add_option("directory", arguments.directory, "the DIR of --trace")->required();
+    command->callback([&arguments, run] { run(arguments); });
+    return command;
+  };
+  const char* output = "file to write";
+  add("summary", "where the time of each rank went", trace_summary_command);
+  add("merge", "all ranks as one Chrome trace", trace_merge_command)
+      ->add_option("--output", arguments.output, output)
+      ->default_str("DIR/merged.json");
+  add("html", "a page to look at, without a network", trace_html_command)
+      ->add_option("--output", arguments.output, output)
+      ->default_str("DIR/trace.html");
+}
+
 struct RankArguments {
   int rank = -1;
   int launcher_pid = 0;
@@ -144,6 +170,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   TokenizeArguments tokenize;
   CheckArguments check;
   ConvertArguments convert;
+  TraceArguments trace;
   RankArguments rank;
   app.add_option("--log-level", log_level, "of stderr")
       ->check(CLI::IsMember({"debug", "info", "warn", "error", "off"}))
@@ -168,6 +195,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   add_check(app, check);
   add_bench_command(app);
   add_convert(app, convert);
+  add_trace(app, trace);
   add_rank(app, rank, status);
   app.parse(argc, argv);
   return status;

@@ -18,7 +18,9 @@ Session::Session(const Config& config, const model::ModelConfig& model, const Lo
       describe_launch(config, limits_, observe), model,
       World::Callbacks{
           .on_step_done = [this](const msg::Envelope& envelope) { mailbox_.deliver(envelope); },
-          .on_interrupt = callbacks_.on_interrupt});
+          .on_interrupt = callbacks_.on_interrupt},
+      config.trace_dir);
+  mailbox_.trace_to(world_->trace());
 }
 
 int Session::submit(actors::Request request) {

@@ -17,6 +17,7 @@
 #include "comm/flight_recorder.h"
 #include "launcher/progress.h"
 #include "launcher/supervisor.h"
+#include "launcher/trace_files.h"
 #include "model/weights.h"
 
 namespace troupe::launcher {
@@ -90,12 +91,16 @@ class EventSet {
 
 class World::Impl {
  public:
-  Impl(msg::LaunchT launch, const model::ModelConfig& model, Callbacks callbacks)
+  Impl(msg::LaunchT launch, const model::ModelConfig& model, Callbacks callbacks,
+       const std::filesystem::path& trace_dir)
       : launch_(std::move(launch)),
+        trace_dir_(trace_dir),
         observation_shape_(actors::ObservationShape::of(launch_.observe, launch_.max_rows, model)),
         callbacks_(std::move(callbacks)),
         ranks_(launch_.world_size) {
+    if (launch_.trace_events > 0) make_trace_directory(trace_dir_);
     create_shared_memory_for(model);
+    if (launch_.trace_events > 0) trace_.emplace(*arena_, world_size());
   }
 
   void start() {
@@ -119,6 +124,7 @@ class World::Impl {
   double load_s() const { return load_s_; }
   int poll_fd() const { return events_.fd(); }
   void wake() { events_.wake(); }
+  comm::Trace* trace() { return trace_ ? &*trace_ : nullptr; }
 
   actors::Observation observation(int rank) const {
     return {observation_shape_, observation_memory_.data() + rank * observation_shape_.bytes()};
@@ -130,7 +136,10 @@ class World::Impl {
   }
 
   void poll(milliseconds timeout) {
-    events_.wait(std::min(timeout, kPollInterval));
+    {
+      const comm::TraceSpan span(trace(), comm::TraceOp::kAwaitAnswers);
+      events_.wait(std::min(timeout, kPollInterval));
+    }
     read_messages();
     if (const int signal = signals_.take()) on_signal(signal);
     for (const RankExit& exit : supervisor_.reap()) on_exit(exit);
@@ -148,6 +157,7 @@ class World::Impl {
     for (const RankExit& exit : supervisor_.stop_all(kShutdownGrace))
       if (exit.signal != 0 || exit.exit_status != 0)
         throw_rank_error("rank {} (pid {}) {} while stopping", exit.rank, exit.pid, describe(exit));
+    if (trace_) write_trace();
     std::ranges::sort(figures_, {}, &RankFigures::rank);
     return std::move(figures_);
   }
@@ -166,7 +176,8 @@ class World::Impl {
                                      actors::weight_options(launch_));
     launch_.shared_weight_bytes = loader.shared_bytes();
     arena_.emplace(
-        comm::Arena::create({world_size(), static_cast<size_t>(launch_.comm_buffer_bytes)}));
+        comm::Arena::create({world_size(), static_cast<size_t>(launch_.comm_buffer_bytes),
+                             actors::trace_shape(launch_, model)}));
     weights_fd_ = create_shared_memory("troupe-weights", loader.shared_bytes());
     const size_t kv_section = actors::kv_section_bytes(actors::kv_cache_shape(launch_, model));
     kv_fd_ = create_shared_memory("troupe-kv", kv_section * world_size());
@@ -342,13 +353,28 @@ class World::Impl {
     arena_->abort();
     supervisor_.terminate();  // those that start, load or wait for a plan do not look at the arena
     supervisor_.stop_all(kAbortGrace);
+    if (!trace_) return;
+    try {
+      write_trace();
+    } catch (const UserError& error) {
+      spdlog::warn("{}", error.what());  // what ended the launch is said by an exception
+    }
+  }
+
+  void write_trace() {
+    write_trace_files(*arena_, trace_dir_);
+    trace_.reset();
+    spdlog::info("trace of {} ranks in {}: troupe trace summary {}", world_size(),
+                 trace_dir_.string(), trace_dir_.string());
   }
 
   SignalReader signals_;
   msg::LaunchT launch_;
+  std::filesystem::path trace_dir_;
   actors::ObservationShape observation_shape_;
   Callbacks callbacks_;
   std::optional<comm::Arena> arena_;
+  std::optional<comm::Trace> trace_;
   Fd weights_fd_, kv_fd_, observation_fd_;
   Mapping observation_memory_;
   EventSet events_;
@@ -363,8 +389,9 @@ class World::Impl {
   uint64_t last_moved_ = 0;
 };
 
-World::World(msg::LaunchT launch, const model::ModelConfig& model, Callbacks callbacks)
-    : impl_(std::make_unique<Impl>(std::move(launch), model, std::move(callbacks))) {
+World::World(msg::LaunchT launch, const model::ModelConfig& model, Callbacks callbacks,
+             const std::filesystem::path& trace_dir)
+    : impl_(std::make_unique<Impl>(std::move(launch), model, std::move(callbacks), trace_dir)) {
   impl_->start();
 }
 World::~World() = default;
@@ -375,6 +402,7 @@ void World::send(int rank, std::span<const std::byte> envelope) {
 }
 void World::poll(milliseconds timeout) { impl_->poll(timeout); }
 int World::poll_fd() const { return impl_->poll_fd(); }
+comm::Trace* World::trace() const { return impl_->trace(); }
 void World::wake() { impl_->wake(); }
 std::vector<RankFigures> World::shut_down() { return impl_->shut_down(); }
 

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <span>
@@ -18,6 +19,7 @@
 #include "actors/messages/message_generated.h"
 #include "actors/observation.h"
 #include "base/error.h"
+#include "comm/trace.h"
 #include "model/model_config.h"
 
 namespace troupe::launcher {
@@ -60,7 +62,10 @@ class World {
   // This and poll() throw WorldFailed with the first cause when a rank dies, fails or stalls: rank,
   // pid, what happened, in which step, layer and collective, who waited for it; UserError when a
   // rank says that the input is wrong; Interrupted on a signal. No rank is left then.
-  World(msg::LaunchT launch, const model::ModelConfig& model, Callbacks callbacks);
+  //
+  // However the launch ends, its trace is written into `trace_dir` if launch.trace_events is not 0.
+  World(msg::LaunchT launch, const model::ModelConfig& model, Callbacks callbacks,
+        const std::filesystem::path& trace_dir = {});
   ~World();  // kills the ranks that still run
 
   double load_s() const;  // from the spawn to the last rank's Ready
@@ -74,6 +79,7 @@ class World {
   void poll(std::chrono::milliseconds timeout);
   // Readable when poll() has something to do.
   int poll_fd() const;
+  comm::Trace* trace() const;  // of this process; null if there is none
   void wake();  // makes poll() return, now or the next time it is called; from any thread
 
   // Ends the ranks in order; nothing else may be called after it. Figures in order of rank.
