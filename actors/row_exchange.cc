@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "comm/tree_sum.h"
+#include "layers/kernels.h"
 #include "layers/team.h"
 
 namespace troupe::actors {
@@ -26,8 +27,8 @@ void pack_row(std::span<const float> from, RowFormat format, std::byte* to) {
   if (format == RowFormat::kF32) {
     std::memcpy(to, from.data(), from.size_bytes());
   } else {
-    auto* out = reinterpret_cast<Bf16*>(to);
-    for (size_t i = 0; i < from.size(); ++i) out[i] = to_bf16(from[i]);
+    layers::kernels().round_to_bf16_row(from.data(), static_cast<int64_t>(from.size()),
+                                        reinterpret_cast<Bf16*>(to));
   }
 }
 
@@ -35,8 +36,8 @@ void unpack_row(const std::byte* from, RowFormat format, std::span<float> to) {
   if (format == RowFormat::kF32) {
     std::memcpy(to.data(), from, to.size_bytes());
   } else {
-    const auto* in = reinterpret_cast<const Bf16*>(from);
-    for (size_t i = 0; i < to.size(); ++i) to[i] = to_float(in[i]);
+    layers::kernels().widen_bf16_row(reinterpret_cast<const Bf16*>(from),
+                                     static_cast<int64_t>(to.size()), to.data());
   }
 }
 

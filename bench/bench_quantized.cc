@@ -1,9 +1,10 @@
 // bench/bench_quantized.cc: how fast int8, int4 and MXFP4 products run on one thread.
 //
-// Up to 16 rows stream the weights from memory: bytes_per_second is to be read beside read/...,
-// which only sums memory. More rows compute: `ops` counts multiplications and additions, to be read
-// beside peak, the fastest that vpdpbusd can run. Quantising the inputs is part of what is timed.
-// Shapes: gate_up and down of an expert of DeepSeek-V2-Lite and of DeepSeek-V3; down has 16 leaves.
+// Up to 64 rows take the weights from memory, as experts do: bytes_per_second is to be read beside
+// bench_read, which only sums memory. Many rows compute: `ops` counts multiplications and
+// additions, to be read beside bench_peak, the fastest that vpdpbusd can run. Quantising the inputs
+// is part of what is timed. Shapes: gate_up and down of an expert of DeepSeek-V2-Lite and of
+// DeepSeek-V3; down has 16 leaves.
 #include <benchmark/benchmark.h>
 
 #include <cstring>

@@ -14,6 +14,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -23,6 +24,7 @@
 #include "launcher/commands.h"
 #include "launcher/forward_work.h"
 #include "launcher/machine_limits.h"
+#include "launcher/operation_profile.h"
 #include "launcher/report.h"
 #include "launcher/session.h"
 #include "layers/isa.h"
@@ -34,16 +36,39 @@ using Clock = std::chrono::steady_clock;
 
 struct InferenceArguments {
   ConfigArguments config;
-  int64_t tokens = 0;   // --tokens: decode: made by each sequence; prefill: of the prompt
-  int64_t context = 0;  // --context: tokens of a sequence before its decoding starts
-  int batch = 1;        // --batch
-  int repeat = 5;       // --repeat
+  int64_t tokens = 0;    // --tokens: decode: made by each sequence; prefill: of the prompt
+  int64_t context = 0;   // --context: tokens of a sequence before its decoding starts
+  int batch = 1;         // --batch
+  int repeat = 5;        // --repeat
+  bool profile = false;  // --profile
   std::filesystem::path json;
 };
 
 enum class Phase { kDecode, kPrefill };
 
 const char* name(Phase phase) { return phase == Phase::kDecode ? "decode" : "prefill"; }
+
+// Removed with what is in it.
+class TemporaryDirectory {
+ public:
+  TemporaryDirectory() {
+    std::string name = (std::filesystem::temp_directory_path() / "troupe-bench-XXXXXX").string();
+    if (::mkdtemp(name.data()) == nullptr)
+      throw_user_error("{}: {}; set TMPDIR to a directory that can be written", name,
+                       errno_text("mkdtemp"));
+    path_ = name;
+  }
+  ~TemporaryDirectory() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  TemporaryDirectory(const TemporaryDirectory&) = delete;
+  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
 
 // The launch, its requests, and when their tokens came.
 class InferenceBench {
@@ -54,6 +79,8 @@ class InferenceBench {
         config_(std::move(config)),
         model_(model::read_model_config(config_.model.model_path)) {
     config_.scheduler.batch_size = arguments_.batch;
+    if (arguments_.profile && config_.trace_dir.empty())
+      config_.trace_dir = own_trace_.emplace().path();
     check_length();
   }
 
@@ -70,13 +97,21 @@ class InferenceBench {
          .on_observed = [this](int, const actors::Observation& observation, int row, int position,
                                int count) { see(observation, row, position, count); }});
     repetition(session, router);
+    const int64_t warm_steps = steps_of(session);
     std::vector<double> rates;
     for (int i = 0; i < arguments_.repeat; ++i) rates.push_back(repetition(session, 0));
+    const int64_t steps = steps_of(session) - warm_steps;
     session.shut_down();
     const double bandwidth_before = limits.read_bytes_per_s;
     limits.read_bytes_per_s = (bandwidth_before + measure_read_bandwidth(config_)) / 2;
-    return report(std::move(rates), has_limit ? limit(limits) : nullptr, session.load_s());
+    nlohmann::json json =
+        report(std::move(rates), has_limit ? limit(limits) : nullptr, session.load_s());
+    if (arguments_.profile) profile_ = profile(warm_steps + 1, steps, has_limit);
+    if (profile_) json["profile"] = to_json(*profile_);
+    return json;
   }
+
+  const std::optional<OperationProfile>& found_profile() const { return profile_; }
 
  private:
   int64_t prompt_tokens() const {
@@ -160,6 +195,25 @@ class InferenceBench {
             .experts_touched = chosen / forwards};
   }
 
+  static int64_t steps_of(const Session& session) {
+    return session.statistics().prefill_steps + session.statistics().decode_steps;
+  }
+
+  // Of the timed steps, which are `steps` from `first` on. A prompt may take several.
+  OperationProfile profile(int64_t first, int64_t steps, bool work_is_known) const {
+    OperationWorks works;
+    if (work_is_known) works = ForwardWork(config_, model_).by_operation(step_shape());
+    if (phase_ == Phase::kPrefill) {
+      const double share = static_cast<double>(arguments_.repeat) / static_cast<double>(steps);
+      for (auto& [op, work] : works) work.scale(share);
+    }
+    return operation_profile(
+        read_traces(config_.trace_dir),
+        {.kind = phase_ == Phase::kPrefill ? comm::TraceOp::kPrefill : comm::TraceOp::kDecode,
+         .first = static_cast<int32_t>(first)},
+        works);
+  }
+
   nlohmann::json limit(const MachineLimits& limits) const {
     const Work work = ForwardWork(config_, model_).of(step_shape());
     const double tokens =
@@ -195,6 +249,8 @@ class InferenceBench {
   Phase phase_;
   InferenceArguments arguments_;
   Config config_;
+  std::optional<TemporaryDirectory> own_trace_;
+  std::optional<OperationProfile> profile_;
   model::ModelConfig model_;
   std::vector<int> ids_;
   int prefills_ = 0;
@@ -228,8 +284,10 @@ void run_bench_inference(Phase phase, const InferenceArguments& arguments) {
   for (const std::string& note : config.notes) spdlog::info("{}", note);
   require_runnable(config);
   if (!arguments.json.empty()) require_output_path(arguments.json);
-  const nlohmann::json report = InferenceBench(phase, arguments, std::move(config)).run();
+  InferenceBench bench(phase, arguments, std::move(config));
+  const nlohmann::json report = bench.run();
   print(phase, report);
+  if (bench.found_profile()) fmt::print("\n{}", table(*bench.found_profile()));
   if (!arguments.json.empty()) write_json_file(arguments.json, report);
 }
 
@@ -255,6 +313,7 @@ void add(CLI::App& bench, Phase phase, const char* about, int64_t tokens) {
   command->add_option("--repeat", arguments->repeat, "timed repetitions")
       ->default_val(5)
       ->check(CLI::Range(1, 100000));
+  command->add_flag("--profile", arguments->profile, "time and work by operation");
   command->add_option("--json", arguments->json, "write the report to this file");
   command->callback([phase, arguments] { run_bench_inference(phase, *arguments); });
 }

@@ -10,10 +10,23 @@
 
 namespace troupe::launcher {
 
+using comm::TraceOp;
 using layers::Arithmetic;
 using layers::PackedMatrix;
 
 double Work::gflop() const { return std::reduce(operations.begin(), operations.end()) * 1e-9; }
+
+void Work::add(const Work& other) {
+  weight_bytes += other.weight_bytes;
+  kv_bytes += other.kv_bytes;
+  for (size_t i = 0; i < operations.size(); ++i) operations[i] += other.operations[i];
+}
+
+void Work::scale(double factor) {
+  weight_bytes *= factor;
+  kv_bytes *= factor;
+  for (double& operation : operations) operation *= factor;
+}
 
 ForwardWork::ForwardWork(const Config& config, const model::ModelConfig& model)
     : config_(config), model_(model) {
@@ -61,12 +74,14 @@ void ForwardWork::add(const model::MlpWeights& mlp, double rows, Work& work) con
 }
 
 void ForwardWork::add_attention(const model::AttentionWeights& weights, double own_rows,
-                                double o_rows, Work& work) const {
+                                double o_rows, OperationWorks& works) const {
   const model::MlaWeights& mla = *weights.mla;
-  for (const PackedMatrix* matrix : {&mla.q_a, &mla.q_b, &mla.kv_a}) add(*matrix, own_rows, work);
-  for (const PackedMatrix& head : mla.w_uk) add(head, own_rows, work);
-  for (const PackedMatrix& head : mla.w_uv) add(head, own_rows, work);
-  add(weights.o, o_rows, work);
+  for (const PackedMatrix* matrix : {&mla.q_a, &mla.q_b})
+    add(*matrix, own_rows, works[TraceOp::kQueryProjection]);
+  add(mla.kv_a, own_rows, works[TraceOp::kKvProjection]);
+  for (const PackedMatrix& head : mla.w_uk) add(head, own_rows, works[TraceOp::kAbsorb]);
+  for (const PackedMatrix& head : mla.w_uv) add(head, own_rows, works[TraceOp::kValueProjection]);
+  add(weights.o, o_rows, works[TraceOp::kOutputProjection]);
 }
 
 // Every expert is as large as the others, and a row meets topk of them.
@@ -104,24 +119,33 @@ void ForwardWork::add_cache_reads(const ForwardShape& shape, Work& work) const {
       layers_and_sequences * 2 * heads * seen * (width + static_cast<double>(model_.kv_lora_rank));
 }
 
-Work ForwardWork::of(const ForwardShape& shape) const {
+OperationWorks ForwardWork::by_operation(const ForwardShape& shape) const {
   const model::ParallelSizes& sizes = config_.parallel;
   const model::ParallelLayout layout(sizes, model_);
-  Work work;
+  const TraceOp shared = sizes.shared_tp_size > 1 ? TraceOp::kMlp : TraceOp::kSharedExpert;
+  OperationWorks works;
   for (int rank = 0; rank < sizes.world_size; ++rank) {
     const auto rows = [&](int tp_size) { return rows_of_group(shape, rank, tp_size); };
     for (const model::LayerWeights& layer : ranks_[rank].layers) {
-      add_attention(layer.attention, rows(sizes.attn_tp_size), rows(layout.o_proj_tp_size()), work);
-      if (layer.dense) add(*layer.dense, rows(sizes.dense_tp_size), work);
+      add_attention(layer.attention, rows(sizes.attn_tp_size), rows(layout.o_proj_tp_size()),
+                    works);
+      if (layer.dense) add(*layer.dense, rows(sizes.dense_tp_size), works[TraceOp::kMlp]);
       if (!layer.moe) continue;
-      add(layer.moe->gate, rows(1), work);
-      if (layer.moe->shared) add(*layer.moe->shared, rows(sizes.shared_tp_size), work);
+      add(layer.moe->gate, rows(1), works[TraceOp::kGate]);
+      if (layer.moe->shared) add(*layer.moe->shared, rows(sizes.shared_tp_size), works[shared]);
     }
-    add(ranks_[rank].lm_head, rows(sizes.lmhead_tp_size) / static_cast<double>(shape.rows), work);
+    add(ranks_[rank].lm_head, rows(sizes.lmhead_tp_size) / static_cast<double>(shape.rows),
+        works[TraceOp::kLmHead]);
   }
-  add_experts(shape, work);
-  add_cache_reads(shape, work);
-  return work;
+  add_experts(shape, works[TraceOp::kExperts]);
+  add_cache_reads(shape, works[TraceOp::kAttend]);
+  return works;
+}
+
+Work ForwardWork::of(const ForwardShape& shape) const {
+  Work sum;
+  for (const auto& [op, work] : by_operation(shape)) sum.add(work);
+  return sum;
 }
 
 }  // namespace troupe::launcher

@@ -8,8 +8,10 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <vector>
 
+#include "comm/trace.h"
 #include "launcher/config.h"
 #include "layers/peak.h"
 #include "model/model_config.h"
@@ -24,7 +26,12 @@ struct Work {
   std::array<double, layers::kNumArithmetics> operations{};  // by layers::Arithmetic
 
   double gflop() const;
+  void add(const Work& other);
+  void scale(double factor);
 };
+
+// By the operation that does it, as traces name them.
+using OperationWorks = std::map<comm::TraceOp, Work>;
 
 // `sequences` of `rows` tokens each, the first at `first_position`; one row of each is sampled.
 struct ForwardShape {
@@ -44,14 +51,15 @@ class ForwardWork {
     return config.model.next_n == 0 && model.num_key_value_heads == 0;
   }
 
-  Work of(const ForwardShape& shape) const;
+  OperationWorks by_operation(const ForwardShape& shape) const;
+  Work of(const ForwardShape& shape) const;  // their sum
 
  private:
   double rows_of_group(const ForwardShape& shape, int rank, int tp_size) const;
   void add(const layers::PackedMatrix& matrix, double rows, Work& work) const;
   void add(const model::MlpWeights& mlp, double rows, Work& work) const;
   void add_attention(const model::AttentionWeights& weights, double own_rows, double o_rows,
-                     Work& work) const;
+                     OperationWorks& works) const;
   void add_experts(const ForwardShape& shape, Work& work) const;
   void add_cache_reads(const ForwardShape& shape, Work& work) const;
   layers::Arithmetic arithmetic(layers::WeightType type) const;

@@ -22,6 +22,12 @@ inline void round_to_bf16_row(const float* x, int64_t count, Bf16* out) {
   store_first(out + i, load_first(x + i, count - i), count - i);
 }
 
+inline void widen_bf16_row(const Bf16* x, int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) store(out + i, load(x + i));
+  store_first(out + i, load_first(x + i, count - i), count - i);
+}
+
 const Kernels kKernels {
   .linear_f32 = linear<float>, .linear_bf16 = linear<Bf16>, .linear_fp8 = linear<Fp8>,
 #if defined(__AVX512BF16__)
@@ -31,8 +37,9 @@ const Kernels kKernels {
 #endif
   .linear_int8 = linear_quantized<Int8Weights>, .linear_int4 = linear_quantized<Int4Weights>,
   .linear_mxfp4 = linear_quantized<Mxfp4Weights>, .quantize_row = quantize_row,
-  .round_to_bf16_row = round_to_bf16_row, .rms_norm_row = rms_norm_row, .read_floats = read_floats,
-  .fma_chains = fma_chains, .swiglu_row = swiglu_row, .clamped_swiglu_row = clamped_swiglu_row,
+  .round_to_bf16_row = round_to_bf16_row, .widen_bf16_row = widen_bf16_row,
+  .rms_norm_row = rms_norm_row, .read_floats = read_floats, .fma_chains = fma_chains,
+  .swiglu_row = swiglu_row, .clamped_swiglu_row = clamped_swiglu_row,
   .attention_f32 = attention<float>, .attention_bf16 = attention<Bf16>,
 };
 

@@ -143,6 +143,7 @@ struct Kernels {
   void (*linear_mxfp4)(const QuantizedLinearArgs&);
   void (*quantize_row)(const QuantizeArgs&);
   void (*round_to_bf16_row)(const float* x, int64_t count, Bf16* out);
+  void (*widen_bf16_row)(const Bf16* x, int64_t count, float* out);
   void (*rms_norm_row)(const RmsNormArgs&);
   float (*read_floats)(const float* x, int64_t count);  // peak_kernel.h
   int64_t (*fma_chains)(int64_t rounds, float* sum);    // peak_kernel.h
