@@ -6,12 +6,18 @@
 #include <string>
 #include <vector>
 
+#include "launcher/config.h"
+
 namespace troupe::launcher {
 
 struct ConfigArguments {
   std::filesystem::path config;
   std::vector<std::string> overrides;  // --set
+  std::vector<std::string> inject;     // --inject, of commands that start ranks
+  std::filesystem::path trace;         // --trace: where a trace of the launch goes
 };
+// read_config() with what the other arguments say: faults to inject, which are checked; a trace.
+Config read_config(const ConfigArguments& arguments);
 
 struct RunArguments {
   ConfigArguments config;
@@ -59,6 +65,21 @@ struct ConvertArguments {
   std::string quant_mode;
 };
 void convert_command(const ConvertArguments& arguments);
+
+struct TraceArguments {
+  std::filesystem::path directory;
+  std::filesystem::path output;  // empty: a file in the directory
+};
+void trace_summary_command(const TraceArguments& arguments);
+void trace_merge_command(const TraceArguments& arguments);
+void trace_html_command(const TraceArguments& arguments);
+
+struct InspectArguments {
+  std::filesystem::path directory;
+  std::filesystem::path layout;  // a YAML file, or none
+  bool json = false;
+};
+void inspect_command(const InspectArguments& arguments);
 
 struct CheckArguments {
   ConfigArguments config;

@@ -30,9 +30,20 @@ void add_config(CLI::App* command, ConfigArguments& arguments) {
       ->allow_extra_args(false);
 }
 
+void add_launch(CLI::App* command, ConfigArguments& arguments) {
+  add_config(command, arguments);
+  command
+      ->add_option("--inject", arguments.inject,
+                   "a fault, as kill:rank=3,stage=dispatch,step=12; may repeat")
+      ->take_all()
+      ->allow_extra_args(false);
+  command->add_option("--trace", arguments.trace,
+                      "write a trace of each rank into this directory (docs/tracing.md)");
+}
+
 void add_run(CLI::App& app, RunArguments& arguments) {
   CLI::App* command = app.add_subcommand("run", "generate text");
-  add_config(command, arguments.config);
+  add_launch(command, arguments.config);
   command->add_option("--prompt", arguments.prompts, "text to continue; may repeat")
       ->take_all()
       ->allow_extra_args(false);
@@ -57,7 +68,7 @@ void add_run(CLI::App& app, RunArguments& arguments) {
 
 void add_score(CLI::App& app, ScoreArguments& arguments) {
   CLI::App* command = app.add_subcommand("score", "log-probabilities and perplexity of a text");
-  add_config(command, arguments.config);
+  add_launch(command, arguments.config);
   command->add_option("--text-file", arguments.text_file, "text to score");
   command
       ->add_option("--prompt-ids", arguments.prompt_ids, "token ids 1,2,3 as they are; may repeat")
@@ -76,7 +87,7 @@ void add_score(CLI::App& app, ScoreArguments& arguments) {
 
 void add_verify(CLI::App& app, VerifyArguments& arguments, int& status) {
   CLI::App* command = app.add_subcommand("verify", "compare this layout with one rank, bit by bit");
-  add_config(command, arguments.config);
+  add_launch(command, arguments.config);
   command->add_option("--text-file", arguments.text_file, "text to read; the default is built in");
   command
       ->add_option("--prompt-ids", arguments.prompt_ids, "token ids 1,2,3 as they are; may repeat")
@@ -87,7 +98,9 @@ void add_verify(CLI::App& app, VerifyArguments& arguments, int& status) {
 
 void add_tokenize(CLI::App& app, TokenizeArguments& arguments) {
   CLI::App* command = app.add_subcommand("tokenize", "text to token ids and back, as JSON");
-  command->add_option("--tokenizer", arguments.tokenizer, "directory with tokenizer.json")
+  command
+      ->add_option("--tokenizer", arguments.tokenizer,
+                   "directory with tokenizer.json or tiktoken.model")
       ->required();
   command->add_option("--text", arguments.text, "text to encode");
   command->add_option("--prompt-file", arguments.prompt_file, "JSON list of texts to encode");
@@ -113,6 +126,33 @@ void add_convert(CLI::App& app, ConvertArguments& arguments) {
                    "bfloat16 (from fp8), w8a8c16 (int8 weights and activations)")
       ->required();
   command->callback([&] { convert_command(arguments); });
+}
+
+void add_trace(CLI::App& app, TraceArguments& arguments) {
+  CLI::App* trace = app.add_subcommand("trace", "read what --trace has written");
+  trace->require_subcommand(1);
+  const auto add = [&](const char* name, const char* about, void (*run)(const TraceArguments&)) {
+    CLI::App* command = trace->add_subcommand(name, about);
+    command->add_option("directory", arguments.directory, "the DIR of --trace")->required();
+    command->callback([&arguments, run] { run(arguments); });
+    return command;
+  };
+  const char* output = "file to write";
+  add("summary", "where the time of each rank went", trace_summary_command);
+  add("merge", "all ranks as one Chrome trace", trace_merge_command)
+      ->add_option("--output", arguments.output, output)
+      ->default_str("DIR/merged.json");
+  add("html", "a page to look at, without a network", trace_html_command)
+      ->add_option("--output", arguments.output, output)
+      ->default_str("DIR/trace.html");
+}
+
+void add_inspect(CLI::App& app, InspectArguments& arguments) {
+  CLI::App* command = app.add_subcommand("inspect", "what a checkpoint is; reads no weights");
+  command->add_option("directory", arguments.directory, "with config.json")->required();
+  command->add_option("--config", arguments.layout, "YAML: what each rank of its layout needs");
+  command->add_flag("--json", arguments.json, "print JSON");
+  command->callback([&] { inspect_command(arguments); });
 }
 
 struct RankArguments {
@@ -151,6 +191,8 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   TokenizeArguments tokenize;
   CheckArguments check;
   ConvertArguments convert;
+  TraceArguments trace;
+  InspectArguments inspect;
   RankArguments rank;
   app.add_option("--log-level", log_level, "of stderr")
       ->check(CLI::IsMember({"debug", "info", "warn", "error", "off"}))
@@ -176,6 +218,8 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   serve::add_serve_command(app);
   serve::add_bench_serve(add_bench_command(app));
   add_convert(app, convert);
+  add_trace(app, trace);
+  add_inspect(app, inspect);
   add_rank(app, rank, status);
   app.parse(argc, argv);
   return status;
@@ -197,9 +241,8 @@ int main(int argc, char** argv) {
   } catch (const UserError& error) {
     return fail(kExitUserError, error.what());
   } catch (const WorldFailed& error) {
-    fail(kExitRankFailed, error.what());
     std::fputs(error.ranks().c_str(), stderr);
-    return kExitRankFailed;
+    return fail(kExitRankFailed, error.what());
   } catch (const RankError& error) {
     return fail(kExitRankFailed, error.what());
   } catch (const std::exception& error) {

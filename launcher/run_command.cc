@@ -135,7 +135,7 @@ nlohmann::json output_json(const Prompt& prompt, const std::vector<int32_t>& pro
 }  // namespace
 
 void run_command(const RunArguments& arguments) {
-  const Config config = read_config(arguments.config.config, arguments.config.overrides);
+  const Config config = read_config(arguments.config);
   for (const std::string& note : config.notes) spdlog::info("{}", note);
   require_runnable(config);
   if (!arguments.json.empty()) require_output_path(arguments.json);

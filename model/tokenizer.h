@@ -1,5 +1,5 @@
-// model/tokenizer.h: text to token ids and back, as tokenizer.json says: byte-level BPE, id for id
-// what Hugging Face tokenizers gives.
+// model/tokenizer.h: text to token ids and back, as tokenizer.json or a tiktoken file says:
+// byte-level BPE, id for id what Hugging Face tokenizers and tiktoken give.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ namespace troupe::model {
 // Constant after construction; one object serves any number of threads.
 class Tokenizer {
  public:
-  // Reads DIR/tokenizer.json and, if present, DIR/tokenizer_config.json.
+  // Reads DIR/tokenizer.json, else DIR/tiktoken.model, and DIR/tokenizer_config.json beside it.
   explicit Tokenizer(const std::filesystem::path& directory);
   ~Tokenizer();
   Tokenizer(Tokenizer&&) noexcept;
