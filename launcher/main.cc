@@ -14,6 +14,7 @@
 #include "launcher/launch.h"
 #include "launcher/supervisor.h"
 #include "layers/isa.h"
+#include "serve/bench_serve.h"
 #include "serve/serve_command.h"
 
 namespace troupe::launcher {
@@ -215,7 +216,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   add_tokenize(app, tokenize);
   add_check(app, check);
   serve::add_serve_command(app);
-  add_bench_command(app);
+  serve::add_bench_serve(add_bench_command(app));
   add_convert(app, convert);
   add_trace(app, trace);
   add_inspect(app, inspect);

@@ -13,17 +13,30 @@ model::Tokenizer read_tokenizer(const std::filesystem::path& directory) {
   return model::Tokenizer(directory);
 }
 
-// Whether a template uses a variable: what is put in comes out.
-bool shows(const model::ChatTemplate& chat, const char* variable, const Json& value,
-           const std::string& mark) {
-  model::Conversation conversation;
+constexpr const char* kMark = "mark";
+
+// Whether a template shows the model what it is given: what is put in comes out.
+bool shows_mark(const model::ChatTemplate& chat, model::Conversation conversation) {
   conversation.messages = {{{"role", "user"}, {"content", "Hi"}}};
-  conversation.variables = {{variable, value}};
   try {
-    return chat.render(conversation).find(mark) != std::string::npos;
+    return chat.render(conversation).find(kMark) != std::string::npos;
   } catch (const UserError&) {
     return false;
   }
+}
+
+bool shows_effort(const model::ChatTemplate& chat) {
+  model::Conversation conversation;
+  conversation.variables = {{"reasoning_effort", kMark}};
+  return shows_mark(chat, std::move(conversation));
+}
+
+bool shows_tools(const model::ChatTemplate& chat) {
+  model::Conversation conversation;
+  const Json nothing = {{"type", "object"}, {"properties", Json::object()}};
+  const Json function = {{"name", kMark}, {"description", ""}, {"parameters", nothing}};
+  conversation.tools = Json::array({{{"type", "function"}, {"function", function}}});
+  return shows_mark(chat, std::move(conversation));
 }
 
 }  // namespace
@@ -44,7 +57,8 @@ ServedModel::ServedModel(const launcher::Config& config_in, const model::ModelCo
     no_chat = error.what();
     return;
   }
-  knows_reasoning_effort = shows(*chat, "reasoning_effort", "mark", "mark");
+  knows_reasoning_effort = shows_effort(*chat);
+  knows_tools = reply_format.knows_tools() && shows_tools(*chat);
 }
 
 }  // namespace troupe::serve
