@@ -58,6 +58,12 @@ struct ConvertArguments {
 };
 void convert_command(const ConvertArguments& arguments);
 
+struct SplitArguments {
+  ConfigArguments config;
+  std::filesystem::path input, output;
+};
+void split_command(const SplitArguments& arguments);
+
 struct InspectArguments {
   std::filesystem::path directory;
   std::filesystem::path layout;  // a YAML file, or none
