@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/output_path.h"
 #include "model/family_weights.h"
 #include "model/json_file.h"
 #include "model/mxfp4.h"
@@ -204,12 +204,7 @@ class Splitter {
         tensors[name] = {{"dtype", dtype_name(tensor->dtype)}, {"shape", tensor->shape}};
     const json manifest{{"layout", sizes_json(options_.sizes, options_.weights)},
                         {"tensors", tensors}};
-    const fs::path path = options_.output / kManifest, part = path.string() + ".part";
-    std::ofstream file(part, std::ios::binary);
-    file << manifest.dump() << "\n";
-    file.close();
-    if (!file) throw_user_error("{}: cannot be written", path.string());
-    fs::rename(part, path);
+    replace_file(options_.output / kManifest, manifest.dump() + "\n");
   }
 
   const SplitOptions& options_;

@@ -238,7 +238,7 @@ int64_t Tokenizer::vocab_size() const { return impl_->tokens.size(); }
 int32_t Tokenizer::bos_token_id() const { return impl_->bos_token_id; }
 
 std::string StreamDecoder::push(int32_t id) {
-  if (!skip_special_ || !tokenizer_.is_special(id)) pending_ += tokenizer_.token_bytes(id);
+  if (!skip_special_ || !tokenizer_->is_special(id)) pending_ += tokenizer_->token_bytes(id);
   return take_utf8_lossy(pending_);
 }
 

@@ -49,7 +49,7 @@ class Tokenizer {
 class StreamDecoder {
  public:
   explicit StreamDecoder(const Tokenizer& tokenizer, bool skip_special = true)
-      : tokenizer_(tokenizer), skip_special_(skip_special) {}
+      : tokenizer_(&tokenizer), skip_special_(skip_special) {}
   // The text that became complete with this token; may be empty. All parts, then finish(), make up
   // what decode() gives for all ids.
   std::string push(int32_t id);
@@ -57,7 +57,7 @@ class StreamDecoder {
   std::string finish();
 
  private:
-  const Tokenizer& tokenizer_;
+  const Tokenizer* tokenizer_;
   bool skip_special_;
   std::string pending_;  // bytes of an incomplete character
 };
