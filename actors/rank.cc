@@ -280,7 +280,7 @@ model::WeightOptions weight_options(const msg::LaunchT& launch) {
           .seed = launch.seed,
           .with_mtp = launch.with_mtp,
           .format = weight_format(launch.weight_format),
-          .exact_kv_b = launch.dtype == msg::DataType::Float32};
+          .exact = launch.dtype == msg::DataType::Float32};
 }
 
 comm::CommOptions comm_options(const msg::LaunchT& launch) {

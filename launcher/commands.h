@@ -66,6 +66,12 @@ struct ConvertArguments {
 };
 void convert_command(const ConvertArguments& arguments);
 
+struct SplitArguments {
+  ConfigArguments config;
+  std::filesystem::path input, output;
+};
+void split_command(const SplitArguments& arguments);
+
 struct TraceArguments {
   std::filesystem::path directory;
   std::filesystem::path output;  // empty: a file in the directory

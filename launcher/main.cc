@@ -123,9 +123,17 @@ void add_convert(CLI::App& app, ConvertArguments& arguments) {
       ->required();
   command
       ->add_option("--quant-mode", arguments.quant_mode,
-                   "bfloat16 (from fp8), w8a8c16 (int8 weights and activations)")
+                   "bfloat16 (from fp8, fp16 or MXFP4), w8a8c16 (int8 weights and activations)")
       ->required();
   command->callback([&] { convert_command(arguments); });
+}
+
+void add_split(CLI::App& app, SplitArguments& arguments) {
+  CLI::App* command = app.add_subcommand("split", "cut a checkpoint up for the ranks of a layout");
+  command->add_option("--input", arguments.input, "checkpoint directory")->required();
+  command->add_option("--output", arguments.output, "directory to make")->required();
+  add_config(command, arguments.config);
+  command->callback([&] { split_command(arguments); });
 }
 
 void add_trace(CLI::App& app, TraceArguments& arguments) {
@@ -191,6 +199,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   TokenizeArguments tokenize;
   CheckArguments check;
   ConvertArguments convert;
+  SplitArguments split;
   TraceArguments trace;
   InspectArguments inspect;
   RankArguments rank;
@@ -218,6 +227,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   serve::add_serve_command(app);
   serve::add_bench_serve(add_bench_command(app));
   add_convert(app, convert);
+  add_split(app, split);
   add_trace(app, trace);
   add_inspect(app, inspect);
   add_rank(app, rank, status);

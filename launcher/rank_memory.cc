@@ -8,6 +8,7 @@
 
 #include "actors/rank.h"
 #include "model/inventory.h"
+#include "model/split.h"
 #include "model/weights.h"
 
 namespace troupe::launcher {
@@ -19,7 +20,8 @@ constexpr int64_t kAssumedPrompt = 1024;  // tokens, where the configuration set
 void count_packed(const Config& config, model::ModelConfig model,
                   const model::ParallelLayout& layout, model::WeightOptions options,
                   LaunchMemory& memory) {
-  if (options.with_ckpt && !model::has_checkpoint(config.model.model_path)) {
+  if (options.with_ckpt && !model::has_checkpoint(config.model.model_path) &&
+      !model::is_split(config.model.model_path)) {
     memory.weights_remark = fmt::format("no checkpoint in {}: counted from config.json",
                                         config.model.model_path.string());
     options.with_ckpt = false;
