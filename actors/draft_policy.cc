@@ -1,36 +1,65 @@
 #include "actors/draft_policy.h"
 
+#include <algorithm>
+
 namespace troupe::actors {
 
 DraftPolicy::DraftPolicy(int num_drafts, bool automatic)
-    : most_(num_drafts), automatic_(automatic && num_drafts > 0), steps_(num_drafts) {
-  for (int drafts = 0; drafts < most_; ++drafts) trials_[num_trials_++] = drafts;
+    : most_(num_drafts),
+      automatic_(automatic && num_drafts > 0),
+      best_(automatic_ ? 1 : num_drafts),
+      steps_(best_) {}
+
+std::optional<double> DraftPolicy::rate(int drafts) const {
+  if (drafts < 0 || drafts > most_ || rates_[drafts] == 0) return std::nullopt;
+  return rates_[drafts];
 }
 
 void DraftPolicy::try_number(int drafts) {
   steps_ = drafts;
   seen_ = -1;
-  tokens_ = seconds_ = 0;
+  tokens_ = 0;
 }
 
-void DraftPolicy::next() {
-  rates_[steps_] = tokens_ / seconds_;
-  if (holding_)
-    for (const int drafts : {steps_ - 1, steps_ + 1})
-      if (drafts >= 0 && drafts <= most_) trials_[num_trials_++] = drafts;
-  holding_ = num_trials_ == 0;
-  if (!holding_) return try_number(trials_[--num_trials_]);
-  int best = 0;
-  for (int drafts = 1; drafts <= most_; ++drafts)
-    if (rates_[drafts] > rates_[best]) best = drafts;
-  try_number(best);
+// Of the best number and its neighbours.
+void DraftPolicy::compare() {
+  rates_ = {};
+  holding_ = false;
+  best_before_ = best_;
+  try_number(best_);
 }
 
-void DraftPolicy::on_decode_step(double tokens_per_sequence, double seconds) {
-  if (!automatic_ || ++seen_ == 0) return;
-  tokens_ += tokens_per_sequence;
-  seconds_ += seconds;
-  if (seen_ == (holding_ ? kHoldSteps : kTrialSteps)) next();
+// The median step stands for all: one that something else held up does not count.
+void DraftPolicy::end_trial() {
+  std::ranges::nth_element(seconds_, seconds_.begin() + kTrialSteps / 2);
+  rates_[steps_] = tokens_ / kTrialSteps / seconds_[kTrialSteps / 2];
+  if (rates_[steps_] > rates_[best_]) best_ = steps_;
+  for (const int drafts : {best_ - 1, best_ + 1})
+    if (drafts >= 0 && drafts <= most_ && rates_[drafts] == 0) return try_number(drafts);
+  hold();
+}
+
+void DraftPolicy::hold() {
+  hold_steps_ = best_ == best_before_ ? std::min(2 * hold_steps_, kMaxHoldSteps) : kHoldSteps;
+  holding_ = true;
+  try_number(best_);
+}
+
+// Steps with another number of sequences have other costs: what was measured is void then.
+void DraftPolicy::on_decode_step(int64_t tokens, int64_t sequences, double seconds) {
+  if (!automatic_) return;
+  if (sequences > 2 * sequences_ || 2 * sequences < sequences_) {
+    sequences_ = sequences;
+    return compare();
+  }
+  if (++seen_ == 0) return;
+  if (holding_) {
+    if (seen_ == hold_steps_) compare();
+    return;
+  }
+  tokens_ += static_cast<double>(tokens) / static_cast<double>(sequences);
+  seconds_[seen_ - 1] = seconds;
+  if (seen_ == kTrialSteps) end_trial();
 }
 
 }  // namespace troupe::actors

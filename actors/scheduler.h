@@ -83,7 +83,7 @@ class Scheduler final : public Actor {
   const Completion& completion(int id) const;
   const StepStatistics& statistics() const { return statistics_; }
   SchedulerState state() const;
-  int draft_steps() const { return drafts_.steps(); }  // of the next step
+  const DraftPolicy& drafts() const { return drafts_; }  // of the next step
 
  private:
   class OwnTime;

@@ -63,6 +63,7 @@ struct Config {
     double device_memory_gb = 0;  // 0: the machine's share
     bool pin = false;
     bool hugepages = true;
+    std::filesystem::path expert_placement;  // read into `parallel`
   } runtime;
 
   // Said once in the log: keys that mean something only on an NPU, and what stands for them here.

@@ -122,7 +122,7 @@ std::vector<Key> model_keys() {
                         is("ge_graph", ExeMode::kGraph), is("acl_graph", ExeMode::kGraph),
                         is("npugraph_ex", ExeMode::kGraph)},
                        in_model<&M::exe_mode>)),
-      runs_only({"False"}, flag(kModel, "force_eplb", in_model<&M::force_eplb>)),
+      flag(kModel, "force_eplb", in_model<&M::force_eplb>),
       runs_only({"False"}, flag(kModel, "enable_profiler", in_model<&M::enable_profiler>)),
       no_effect("output goes to stdout, logs to stderr, reports to --json",
                 text(kModel, "output_path", kNowhere)),
@@ -247,6 +247,7 @@ std::vector<Key> runtime_keys() {
              {is("auto", MoePayload::kAuto), is("int8", MoePayload::kInt8)},
              in_runtime<&R::moe_payload>),
       number(kRuntime, "device_memory_gb", 0, 65536, in_runtime<&R::device_memory_gb>),
+      text(kRuntime, "expert_placement", in_runtime<&R::expert_placement>),
       flag(kRuntime, "pin", in_runtime<&R::pin>),
       runs_only({"True"}, flag(kRuntime, "hugepages", in_runtime<&R::hugepages>)),
   };

@@ -108,6 +108,24 @@ void add_convert(CLI::App& app, ConvertArguments& arguments) {
   command->callback([&] { convert_command(arguments); });
 }
 
+void add_eplb(CLI::App& app, EplbArguments& arguments) {
+  CLI::App* command =
+      app.add_subcommand("eplb", "place experts by their recorded load, the busiest several times");
+  add_config(command, arguments.config);
+  command->add_option("--counts", arguments.counts, "report of `troupe run --json`")->required();
+  command
+      ->add_option("--redundant", arguments.redundant,
+                   "copies of experts beyond one of each, over all ranks")
+      ->default_str("0");
+  command->add_option("--nodes", arguments.nodes, "machines that share the ranks evenly")
+      ->default_str("1");
+  command
+      ->add_option("--output", arguments.output,
+                   "file to write, for runtime_config.expert_placement")
+      ->required();
+  command->callback([&] { eplb_command(arguments); });
+}
+
 struct RankArguments {
   int rank = -1;
   int launcher_pid = 0;
@@ -144,6 +162,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   TokenizeArguments tokenize;
   CheckArguments check;
   ConvertArguments convert;
+  EplbArguments eplb;
   RankArguments rank;
   app.add_option("--log-level", log_level, "of stderr")
       ->check(CLI::IsMember({"debug", "info", "warn", "error", "off"}))
@@ -168,6 +187,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   add_check(app, check);
   add_bench_command(app);
   add_convert(app, convert);
+  add_eplb(app, eplb);
   add_rank(app, rank, status);
   app.parse(argc, argv);
   return status;

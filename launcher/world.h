@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <stdexcept>
@@ -45,6 +46,7 @@ struct RankFigures {
   double rss_mb = 0, pss_mb = 0;
   uint64_t bytes_sent = 0;
   double wait_ms = 0;
+  std::map<int, std::vector<uint64_t>> expert_load = {};  // actors::ExpertLoad
 };
 
 class World {
