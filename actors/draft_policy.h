@@ -23,7 +23,7 @@ class DraftPolicy {
   // A step without prompts has made `tokens` for so many sequences in `seconds`.
   void on_decode_step(int64_t tokens, int64_t sequences, double seconds);
 
-  // Tokens per sequence and second with so many drafts, if they were tried.
+  // Tokens per sequence and second with so many drafts, if the last comparison has tried them.
   std::optional<double> rate(int drafts) const;
 
   static constexpr int kTrialSteps = 12;       // of one number, when it is tried
@@ -31,22 +31,30 @@ class DraftPolicy {
   static constexpr int kMaxHoldSteps = 16384;  // it doubles as long as the best one stays
 
  private:
-  void compare();
+  // What is known of steps with about so many sequences: from 2^i on, less than twice as many. A
+  // step costs otherwise with more of them, so numbers are compared for each such range.
+  struct Load {
+    std::array<double, kMaxDrafts + 1> rates{};  // by number of drafts; 0: not tried
+    int best = 1;
+    int best_before = -1;  // of the comparison before
+    int tried = 1;
+    bool seen = false, holding = false;
+    int hold_steps = kHoldSteps, held = 0;
+  };
+
   void try_number(int drafts);
   void end_trial();
   void hold();
+  void change_load(int load);
 
   int most_;
   bool automatic_;
-  int best_;
   int steps_;
-  std::array<double, kMaxDrafts + 1> rates_{};  // by number of drafts; 0: not tried
-  bool holding_ = false;
-  int hold_steps_ = kHoldSteps / 2;
-  int best_before_ = -1;   // this comparison
-  int64_t sequences_ = 0;  // that ran when it began
-  int seen_ = -1;          // steps with this number; the first verifies drafts of another
-  double tokens_ = 0;      // per sequence, in the steps of this trial
+  std::array<Load, 32> loads_;
+  int load_ = -1;                                  // in loads_, of the last step
+  std::array<double, kMaxDrafts + 1> compared_{};  // rates of the last comparison that has ended
+  int seen_ = -1;      // steps with this number; the first verifies drafts of another
+  double tokens_ = 0;  // per sequence, in the steps of this trial
   std::array<double, kTrialSteps> seconds_{};  // of each of them
 };
 

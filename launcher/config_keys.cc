@@ -163,6 +163,8 @@ std::vector<Key> custom_keys() {
                 flag(kCustom, "enable_limit_core", kNowhere)),
       no_effect("scheduler_config.max_prefill_tokens bounds a prefill step",
                 integer(kCustom, "prefill_mini_batch_size", 0, kMaxTokens, kNowhere)),
+      no_effect("prompts are always read in pieces of scheduler_config.max_prefill_tokens",
+                flag(kCustom, "enable_prefill_multi_cycle", kNowhere)),
   };
 }
 

@@ -82,7 +82,7 @@ TEST(DraftPolicy, FollowsAWorldThatChanges) {
   EXPECT_EQ(policy.steps(), 0);
 }
 
-TEST(DraftPolicy, ComparesAgainWhenManyMoreSequencesRun) {
+TEST(DraftPolicy, KnowsWhatPaysForFewSequencesAndForMany) {
   const Model alone{0.9, 1, 0.05, 1}, crowded{0.9, 1, 1.5, 16};
   DraftPolicy policy(4, true);
   alone.run(policy, 1 + 5 * kTrial);
@@ -91,6 +91,12 @@ TEST(DraftPolicy, ComparesAgainWhenManyMoreSequencesRun) {
   crowded.run(policy, 1 + 6 * kTrial);
 
   EXPECT_EQ(policy.steps(), 0);
+  for (int i = 0; i < 20; ++i) {  // nothing is tried again
+    alone.run(policy, 5);
+    EXPECT_EQ(policy.steps(), 4);
+    crowded.run(policy, 5);
+    EXPECT_EQ(policy.steps(), 0);
+  }
 }
 
 TEST(DraftPolicy, AFixedNumberStays) {

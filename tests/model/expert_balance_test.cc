@@ -57,7 +57,9 @@ TEST(BalancedPlacement, GivesCopiesToTheBusiest) {
   const double busiest = std::ranges::max(copy_load);
 
   for (size_t i = 0; i < load.size(); ++i)
-    if (copies[i] > 1) EXPECT_GE(load[i] / (copies[i] - 1), busiest) << i;
+    if (copies[i] > 1) {
+      EXPECT_GE(load[i] / (copies[i] - 1), busiest) << i;
+    }
 }
 
 TEST(BalancedPlacement, MakesRanksMoreEvenThanTheModelsOrder) {
