@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/output_path.h"
 #include "launcher/bench_command.h"
+#include "launcher/expert_load.h"
 #include "launcher/report.h"
 #include "launcher/serve_replay.h"
 
@@ -42,10 +43,14 @@ void run_serve(const ServeArguments& arguments) {
   Session session(config, model, load_of(arrivals), 0,
                   {.on_tokens = [](int, std::span<const int32_t>, actors::FinishReason) {}});
   const Replay result = replay(session, arrivals, model.vocab_size);
-  session.shut_down();
+  const std::vector<RankFigures> ranks = session.shut_down();
 
   fmt::print("{}", replay_table(result));
-  if (!arguments.json.empty()) write_json_file(arguments.json, replay_json(result));
+  if (!arguments.json.empty()) {
+    nlohmann::json report = replay_json(result);
+    report["metrics"]["expert_load"] = expert_load_json(expert_load(ranks, model, config.parallel));
+    write_json_file(arguments.json, report);
+  }
   if (!arguments.svg.empty()) write_text(arguments.svg, replay_svg(result));
 }
 

@@ -112,7 +112,7 @@ void add_eplb(CLI::App& app, EplbArguments& arguments) {
   CLI::App* command =
       app.add_subcommand("eplb", "place experts by their recorded load, the busiest several times");
   add_config(command, arguments.config);
-  command->add_option("--counts", arguments.counts, "report of `troupe run --json`")->required();
+  command->add_option("--counts", arguments.counts, "report of `run --json` or `bench serve --json`")->required();
   command
       ->add_option("--redundant", arguments.redundant,
                    "copies of experts beyond one of each, over all ranks")
