@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "launcher/trace_files.h"
 
 namespace troupe::launcher {
 
@@ -112,6 +113,8 @@ msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits
     placed.layer = layer;
     placed.experts = experts;
   }
+  launch.faults = config.inject;
+  if (!config.trace_dir.empty()) launch.trace_events = trace_events(config.parallel.world_size);
   return launch;
 }
 

@@ -30,6 +30,7 @@ struct SessionCallbacks {
       on_observed = {};
   // Ctrl-C; true when it is dealt with (a chat cancels its answer), else poll() throws Interrupted.
   std::function<bool()> on_interrupt = {};
+  std::function<bool()> on_terminate = {};  // the same for SIGTERM
 };
 
 class Session {
