@@ -217,10 +217,18 @@ class RankProcess {
 
   void say_goodbye() {
     communicator_->enter_step(comm::Stage::kStopping, step_);
+    msg::GoodbyeT goodbye;
+    goodbye.rss_kb = memory_kb("Rss");
+    goodbye.pss_kb = memory_kb("Pss");
+    goodbye.bytes_sent = communicator_->bytes_sent();
+    goodbye.wait_us = static_cast<uint64_t>(communicator_->wait_ns() / 1000);
+    for (const auto& [layer, rows] : actors_->expert_load()) {
+      auto& load = *goodbye.expert_load.emplace_back(std::make_unique<msg::LayerLoadT>());
+      load.layer = layer;
+      load.rows = rows;
+    }
     flatbuffers::FlatBufferBuilder b;
-    link_.send(
-        b, msg::CreateGoodbye(b, memory_kb("Rss"), memory_kb("Pss"), communicator_->bytes_sent(),
-                              static_cast<uint64_t>(communicator_->wait_ns() / 1000)));
+    link_.send(b, msg::CreateGoodbye(b, &goodbye));
   }
 
   int rank_;
@@ -246,6 +254,12 @@ class RankProcess {
 
 }  // namespace
 
+static model::ExpertPlacement expert_placement(const msg::LaunchT& launch) {
+  model::ExpertPlacement placement{.layers = {}, .source = "expert_placement"};
+  for (const auto& layer : launch.expert_placement) placement.layers[layer->layer] = layer->experts;
+  return placement;
+}
+
 model::ParallelSizes parallel_sizes(const msg::LaunchT& launch) {
   return {.world_size = launch.world_size,
           .attn_tp_size = launch.attn_tp_size,
@@ -255,7 +269,8 @@ model::ParallelSizes parallel_sizes(const msg::LaunchT& launch) {
           .lmhead_tp_size = launch.lmhead_tp_size,
           .o_proj_tp_size = launch.o_proj_tp_size,
           .shared_tp_size = launch.shared_tp_size,
-          .enable_o_proj_alltoall = launch.enable_o_proj_alltoall};
+          .enable_o_proj_alltoall = launch.enable_o_proj_alltoall,
+          .expert_placement = expert_placement(launch)};
 }
 
 static model::WeightOptions::Format weight_format(msg::WeightFormat format) {
@@ -322,7 +337,8 @@ MoeOptions moe_options(const msg::LaunchT& launch) {
   return {.chunk_max_len = launch.moe_chunk_max_len,
           .deterministic = launch.deterministic,
           .double_routing = launch.moe_double_routing,
-          .int8_payload = launch.moe_int8_payload};
+          .int8_payload = launch.moe_int8_payload,
+          .force_eplb = launch.force_eplb};
 }
 
 size_t kv_section_bytes(const layers::KvCacheShape& shape) {

@@ -22,6 +22,7 @@ struct MoeOptions {
   bool deterministic = true;    // a row per expert comes back; else one per rank, added there
   bool double_routing = false;  // comm/double_routing.h instead of comm/fused_exchange.h
   bool int8_payload = false;    // on the way out
+  bool force_eplb = false;      // spread rows evenly, whatever the gate says
 };
 
 struct RankContext {

@@ -72,6 +72,16 @@ struct SplitArguments {
 };
 void split_command(const SplitArguments& arguments);
 
+struct EplbArguments {
+  ConfigArguments config;
+  std::filesystem::path counts;  // a report of `troupe run`
+  int redundant = 0;             // experts' copies beyond one of each
+  int nodes = 1;
+  std::filesystem::path output;
+};
+// Writes the file of runtime_config.expert_placement; prints how even the ranks' load is.
+void eplb_command(const EplbArguments& arguments);
+
 struct TraceArguments {
   std::filesystem::path directory;
   std::filesystem::path output;  // empty: a file in the directory

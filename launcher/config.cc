@@ -207,6 +207,15 @@ Config read_config(const std::filesystem::path& file, const std::vector<std::str
     throw_user_error("{}: model_config.model_path: missing; write the directory of config.json",
                      file.string());
   }
+  if (!config.runtime.expert_placement.empty()) {
+    if (config.model.force_eplb)
+      throw_user_error(
+          "{}: model_config.force_eplb and runtime_config.expert_placement contradict each other; "
+          "leave one out",
+          file.string());
+    config.parallel.expert_placement =
+        model::read_expert_placement(config.runtime.expert_placement);
+  }
   return config;
 }
 

@@ -63,7 +63,8 @@ struct Config {
     double device_memory_gb = 0;  // 0: the machine's share
     bool pin = false;
     bool hugepages = true;
-    std::string dump_dir = ".";  // for the dump of a launch that failed; empty: no dump
+    std::filesystem::path expert_placement;  // read into `parallel`
+    std::string dump_dir = ".";              // for the dump of a launch that failed; empty: no dump
   } runtime;
 
   std::vector<std::string> inject;  // --inject: faults as comm/fault.h reads them

@@ -122,7 +122,7 @@ std::vector<Key> model_keys() {
                         is("ge_graph", ExeMode::kGraph), is("acl_graph", ExeMode::kGraph),
                         is("npugraph_ex", ExeMode::kGraph)},
                        in_model<&M::exe_mode>)),
-      runs_only({"False"}, flag(kModel, "force_eplb", in_model<&M::force_eplb>)),
+      flag(kModel, "force_eplb", in_model<&M::force_eplb>),
       flag(kModel, "enable_profiler", in_model<&M::enable_profiler>),
       no_effect("output goes to stdout, logs to stderr, reports to --json",
                 text(kModel, "output_path", kNowhere)),
@@ -163,6 +163,8 @@ std::vector<Key> custom_keys() {
                 flag(kCustom, "enable_limit_core", kNowhere)),
       no_effect("scheduler_config.max_prefill_tokens bounds a prefill step",
                 integer(kCustom, "prefill_mini_batch_size", 0, kMaxTokens, kNowhere)),
+      no_effect("prompts are always read in pieces of scheduler_config.max_prefill_tokens",
+                flag(kCustom, "enable_prefill_multi_cycle", kNowhere)),
   };
 }
 
@@ -246,6 +248,7 @@ std::vector<Key> runtime_keys() {
              {is("auto", MoePayload::kAuto), is("int8", MoePayload::kInt8)},
              in_runtime<&R::moe_payload>),
       number(kRuntime, "device_memory_gb", 0, 65536, in_runtime<&R::device_memory_gb>),
+      text(kRuntime, "expert_placement", in_runtime<&R::expert_placement>),
       flag(kRuntime, "pin", in_runtime<&R::pin>),
       runs_only({"True"}, flag(kRuntime, "hugepages", in_runtime<&R::hugepages>)),
       text(kRuntime, "dump_dir", in_runtime<&R::dump_dir>),

@@ -19,9 +19,11 @@ LaunchResult run_launch(const Config& config, const model::ModelConfig& model,
   LaunchResult result{.completions = {},
                       .statistics = session.statistics(),
                       .ranks = session.shut_down(),
-                      .draft_steps = session.draft_steps(),
+                      .expert_load = {},
+                      .drafts = session.drafts(),
                       .kv_blocks = limits.blocks_per_dp_rank,
                       .load_s = session.load_s()};
+  result.expert_load = expert_load(result.ranks, model, config.parallel);
   for (size_t i = 0; i < num_requests; ++i)
     result.completions.push_back(session.completion(static_cast<int>(i)));
   return result;

@@ -136,6 +136,26 @@ void add_split(CLI::App& app, SplitArguments& arguments) {
   command->callback([&] { split_command(arguments); });
 }
 
+void add_eplb(CLI::App& app, EplbArguments& arguments) {
+  CLI::App* command =
+      app.add_subcommand("eplb", "place experts by their recorded load, the busiest several times");
+  add_config(command, arguments.config);
+  command
+      ->add_option("--counts", arguments.counts, "report of `run --json` or `bench serve --json`")
+      ->required();
+  command
+      ->add_option("--redundant", arguments.redundant,
+                   "copies of experts beyond one of each, over all ranks")
+      ->default_str("0");
+  command->add_option("--nodes", arguments.nodes, "machines that share the ranks evenly")
+      ->default_str("1");
+  command
+      ->add_option("--output", arguments.output,
+                   "file to write, for runtime_config.expert_placement")
+      ->required();
+  command->callback([&] { eplb_command(arguments); });
+}
+
 void add_trace(CLI::App& app, TraceArguments& arguments) {
   CLI::App* trace = app.add_subcommand("trace", "read what --trace has written");
   trace->require_subcommand(1);
@@ -200,6 +220,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   CheckArguments check;
   ConvertArguments convert;
   SplitArguments split;
+  EplbArguments eplb;
   TraceArguments trace;
   InspectArguments inspect;
   RankArguments rank;
@@ -228,6 +249,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   serve::add_bench_serve(add_bench_command(app));
   add_convert(app, convert);
   add_split(app, split);
+  add_eplb(app, eplb);
   add_trace(app, trace);
   add_inspect(app, inspect);
   add_rank(app, rank, status);

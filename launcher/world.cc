@@ -251,9 +251,13 @@ class World::Impl {
     if (const auto* goodbye = envelope.body_as_Goodbye()) {
       ranks_[rank].gone = true;
       --words_due_;
-      figures_.push_back({rank, static_cast<double>(goodbye->rss_kb()) / 1024.0,
+      RankFigures figures{rank, static_cast<double>(goodbye->rss_kb()) / 1024.0,
                           static_cast<double>(goodbye->pss_kb()) / 1024.0, goodbye->bytes_sent(),
-                          static_cast<double>(goodbye->wait_us()) / 1000.0});
+                          static_cast<double>(goodbye->wait_us()) / 1000.0};
+      if (goodbye->expert_load() != nullptr)
+        for (const msg::LayerLoad* layer : *goodbye->expert_load())
+          figures.expert_load[layer->layer()].assign(layer->rows()->begin(), layer->rows()->end());
+      figures_.push_back(std::move(figures));
       return;
     }
     if (envelope.body_as_StepDone() != nullptr) {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <stdexcept>
@@ -49,6 +50,7 @@ struct RankFigures {
   double rss_mb = 0, pss_mb = 0;
   uint64_t bytes_sent = 0;
   double wait_ms = 0;
+  std::map<int, std::vector<uint64_t>> expert_load = {};  // actors::ExpertLoad
 };
 
 // Directories for what is told of a launch besides its output; none if empty.

@@ -58,7 +58,7 @@ struct MoeWeights {
   // [experts * hidden] of all ranks' experts: whoever sums the experts' parts adds it to each, as
   // no rank may hold all parts of an expert. Empty without.
   std::span<const float> down_bias;
-  std::vector<MlpWeights> experts;  // this rank's, in ascending id
+  std::vector<MlpWeights> experts;  // this rank's physical ones, in order
   std::optional<MlpWeights> shared;
 };
 

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/output_path.h"
+#include "launcher/expert_load.h"
 #include "launcher/report.h"
 #include "launcher/serve_replay.h"
 #include "serve/load_client.h"
@@ -49,10 +50,15 @@ void replay_offline(const BenchServeArguments& arguments,
       config, model, launcher::load_of(arrivals), 0,
       {.on_tokens = [](int, std::span<const int32_t>, actors::FinishReason) {}});
   const launcher::Replay result = launcher::replay(session, arrivals, model.vocab_size);
-  session.shut_down();
+  const std::vector<launcher::RankFigures> ranks = session.shut_down();
 
   fmt::print("{}", replay_table(result));
-  if (!arguments.json.empty()) launcher::write_json_file(arguments.json, replay_json(result));
+  if (!arguments.json.empty()) {
+    nlohmann::json report = replay_json(result);
+    report["metrics"]["expert_load"] =
+        launcher::expert_load_json(launcher::expert_load(ranks, model, config.parallel));
+    launcher::write_json_file(arguments.json, report);
+  }
   if (!arguments.svg.empty()) write_text(arguments.svg, replay_svg(result));
 }
 
