@@ -23,6 +23,7 @@ constexpr std::array<TraceOpInfo, kTraceOps> kOps = {{
     {"await_plan", kWaiting},
     {"prefill", kControl},
     {"decode", kControl},
+    {"send_answer", kControl},
     {"attention", kCompute},
     {"embedding", kCompute},
     {"rms_norm", kCompute},

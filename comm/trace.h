@@ -34,6 +34,7 @@ enum class TraceOp : uint8_t {
   kAwaitPlan,
   kPrefill,  // a step: everything between a plan and its answer
   kDecode,   // the same without prompt tokens on any rank
+  kSendAnswer,
   // attention; the first is a block around the others
   kAttention,
   kEmbedding,
