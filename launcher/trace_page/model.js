@@ -33,7 +33,7 @@ const name = (process, i) => TRACE.names[process.spans.name[i]][0];
 const category = (process, i) => TRACE.names[process.spans.name[i]][1];
 
 // Hues by category, so that a glance tells work from waiting; within one, neighbours differ.
-const HUES = {compute: [150, 265], communication: [12, 48], control: [285, 325]};
+const HUES = {compute: [155, 250], communication: [12, 48], control: [285, 325]};
 const COLORS = (() => {
   const seen = {};
   const total = {};
@@ -43,7 +43,7 @@ const COLORS = (() => {
     const i = seen[kind] = (seen[kind] || 0) + 1;
     const [low, high] = HUES[kind];
     const hue = low + (high - low) * ((i * 0.618) % 1);
-    return {fill: `hsl(${hue.toFixed(0)} 58% ${i % 2 ? 54 : 64}%)`, ink: '#10151f'};
+    return {fill: `hsl(${hue.toFixed(0)} 62% ${i % 2 ? 62 : 71}%)`, ink: '#10151f'};
   });
 })();
 const KINDS = {
