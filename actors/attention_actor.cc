@@ -5,6 +5,7 @@
 #include "layers/bias.h"
 #include "layers/linear.h"
 #include "layers/rms_norm.h"
+#include "layers/team.h"
 
 namespace troupe::actors {
 
@@ -12,15 +13,19 @@ using comm::TraceOp;
 using layers::Rounding;
 
 void add_rows(Matrix<float> residual, Matrix<const float> addend, Rounding rounding) {
-  for (int64_t r = 0; r < residual.rows; ++r) {
-    float* out = residual.row(r);
-    const float* in = addend.row(r);
-    if (rounding == Rounding::kBf16) {
-      for (int64_t i = 0; i < residual.cols; ++i) out[i] = round_to_bf16(out[i] + in[i]);
-    } else {
-      for (int64_t i = 0; i < residual.cols; ++i) out[i] += in[i];
-    }
-  }
+  layers::parallel_for(residual.rows, layers::row_grain(residual.cols),
+                       [&](int64_t begin, int64_t end) {
+                         for (int64_t r = begin; r < end; ++r) {
+                           float* out = residual.row(r);
+                           const float* in = addend.row(r);
+                           if (rounding == Rounding::kBf16) {
+                             for (int64_t i = 0; i < residual.cols; ++i)
+                               out[i] = round_to_bf16(out[i] + in[i]);
+                           } else {
+                             for (int64_t i = 0; i < residual.cols; ++i) out[i] += in[i];
+                           }
+                         }
+                       });
 }
 
 AttentionActor::AttentionActor(Mailbox& mailbox, const RankContext& context)

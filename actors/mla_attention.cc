@@ -4,6 +4,7 @@
 
 #include "layers/linear.h"
 #include "layers/rms_norm.h"
+#include "layers/team.h"
 
 namespace troupe::actors {
 
@@ -82,9 +83,12 @@ void MlaAttention::write_latents(int layer, const model::MlaWeights& weights,
   const Matrix<float> compressed = latent.columns_from(0, c.kv_lora_rank);
   layers::rms_norm(compressed, weights.kv_a_norm, c.rms_norm_eps, compressed, context_.rounding);
   rotary_.rotate(latent.columns_from(c.kv_lora_rank, c.qk_rope_head_dim), 1, c.qk_rope_head_dim);
-  for (int64_t r = 0; r < latent.rows; ++r)
-    context_.kv_cache.write(layer, queries_[r].block_table, queries_[r].position,
-                            {latent.row(r), static_cast<size_t>(latent.cols)});
+  layers::parallel_for(
+      latent.rows, layers::row_grain(latent.cols), [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r)
+          context_.kv_cache.write(layer, queries_[r].block_table, queries_[r].position,
+                                  {latent.row(r), static_cast<size_t>(latent.cols)});
+      });
 }
 
 Matrix<float> MlaAttention::absorb(const model::MlaWeights& weights, Matrix<const float> query) {
@@ -100,10 +104,15 @@ Matrix<float> MlaAttention::absorb(const model::MlaWeights& weights, Matrix<cons
          head_inputs_[h].prepare(weights.w_uk[h], from.columns_from(0, c.qk_nope_head_dim),
                                  context_.rounding),
          to.columns_from(0, c.kv_lora_rank)});
-    for (int64_t r = 0; r < query.rows; ++r)
-      std::memcpy(to.row(r) + c.kv_lora_rank, from.row(r) + c.qk_nope_head_dim,
-                  c.qk_rope_head_dim * sizeof(float));
   }
+  const int64_t rotated = int64_t{shape_.num_heads} * c.qk_rope_head_dim;
+  layers::parallel_for(query.rows, layers::row_grain(rotated), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      for (int h = 0; h < shape_.num_heads; ++h)
+        std::memcpy(absorbed.row(r) + h * c.kv_width() + c.kv_lora_rank,
+                    query.row(r) + h * c.qk_head_dim() + c.qk_nope_head_dim,
+                    c.qk_rope_head_dim * sizeof(float));
+  });
   layers::grouped_linear(jobs_, Rounding::kNone);
   return absorbed;
 }

@@ -3,11 +3,13 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <fstream>
 #include <optional>
 
 #include "actors/rank_actors.h"
+#include "comm/crash.h"
 #include "comm/endpoint.h"
 #include "layers/team.h"
 
@@ -36,7 +38,15 @@ class LauncherLink {
         msg::CreateEnvelope(b, &from, &to, msg::BodyTraits<Message>::enum_value, body.Union()));
     send_bytes({reinterpret_cast<const std::byte*>(b.GetBufferPointer()), b.GetSize()});
   }
-  void send_bytes(std::span<const std::byte> bytes) { endpoint_.send(bytes); }
+  void send_bytes(std::span<const std::byte> bytes) {
+    if (communicator_ == nullptr || !communicator_->must(comm::Misdeed::kSpoilMessage))
+      return endpoint_.send(bytes);
+    std::vector<std::byte> spoiled(bytes.begin(), bytes.end());
+    std::fill_n(spoiled.begin(), std::min<size_t>(4, spoiled.size()), std::byte{0xff});
+    endpoint_.send(spoiled);
+  }
+  // Whose injected faults may spoil a message.
+  void obey(const comm::Communicator& communicator) { communicator_ = &communicator; }
 
   const msg::Envelope& receive(milliseconds timeout) {
     const auto message = endpoint_.receive(timeout);
@@ -48,6 +58,7 @@ class LauncherLink {
  private:
   comm::RankEndpoint endpoint_;
   int rank_;
+  const comm::Communicator* communicator_ = nullptr;
 };
 
 // Kilobytes of a line like "Pss:   1234 kB" in /proc/self/smaps_rollup.
@@ -111,12 +122,23 @@ class RankProcess {
     arena_ = comm::Arena::attach(
         Fd(descriptors_.arena), {launch_.world_size, static_cast<size_t>(launch_.comm_buffer_bytes),
                                  trace_shape(launch_, config_)});
+    comm::install_crash_handler(*arena_, rank_);
     communicator_.emplace(*arena_, rank_, timeout);
+    inject_faults();
     layout_.emplace(parallel_sizes(launch_), config_);
     options_ = weight_options(launch_);
     team_.emplace(team_options(launch_, rank_));
     use_team_.emplace(*team_);
     kv_shape_ = kv_cache_shape(launch_, config_);
+  }
+
+  void inject_faults() {
+    std::vector<comm::Fault> mine;
+    for (const std::string& text : launch_.faults)
+      if (const auto fault = comm::parse_fault(text, launch_.world_size); fault.rank == rank_)
+        mine.push_back(fault);
+    link_.obey(*communicator_);
+    communicator_->inject(std::move(mine));
   }
 
   void load() {

@@ -113,11 +113,19 @@ const Completion& Scheduler::completion(int id) const { return sequences_.at(id)
 
 SchedulerState Scheduler::state() const {
   SchedulerState state{.waiting = static_cast<int>(waiting_.size()), .running = num_running_};
-  for (const DpRank& dp_rank : dp_ranks_) {
-    state.blocks_in_use += dp_rank.pool().in_use();
-    state.blocks += dp_rank.pool().num_blocks();
+  for (int d = 0; d < limits_.dp_size(); ++d) {
+    state.blocks_in_use += dp_rank_state(d).blocks_in_use;
+    state.blocks += dp_rank_state(d).blocks;
   }
   return state;
+}
+
+SchedulerState Scheduler::dp_rank_state(int dp_rank) const {
+  const DpRank& d = dp_ranks_[dp_rank];
+  return {.waiting = 0,
+          .running = d.running(),
+          .blocks_in_use = d.pool().in_use(),
+          .blocks = d.pool().num_blocks()};
 }
 
 // ---- a step -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "comm/arena_layout.h"
+#include "comm/heartbeat.h"
 
 #if defined(__x86_64__)
 #include <x86intrin.h>
@@ -181,14 +182,15 @@ std::string flight_table(const Arena& arena, int failed_rank) {
   const auto call = subject(arena, flights, failed_rank);
   if (!call) return "";
   const int64_t now = now_ns();
-  std::string table =
-      fmt::format("  rank  {:<21}  {:<52}  doing\n",
-                  describe_call(call->operation, call->group, call->sequence), "last collective");
+  std::string table = fmt::format("  rank  {:<21}  {:<52}  {:<14}  doing\n",
+                                  describe_call(call->operation, call->group, call->sequence),
+                                  "last collective", "last seen");
   for (int rank = 0; rank < arena.shape().world_size; ++rank)
     table += fmt::format(
-        "  {:>4}  {:<{}}  {:<52}  {}\n", rank, arrival(flights[rank], *call, now),
+        "  {:>4}  {:<{}}  {:<52}  {:<14}  {}\n", rank, arrival(flights[rank], *call, now),
         std::max<size_t>(21, describe_call(call->operation, call->group, call->sequence).size()),
-        last_call(flights[rank], now), describe(arena.snapshot(rank)));
+        last_call(flights[rank], now), ago(silence_ns(arena, rank)),
+        describe(arena.snapshot(rank)));
   return table;
 }
 

@@ -109,7 +109,8 @@ int64_t FusedExchange::start_dispatch(const Tokens& tokens) {
     pack_token(tokens, taken++);
   if (streaming_) finish_streaming();
   more_ = taken < tokens.count;
-  for (const int peer : peers()) put(peer);
+  if (!group_.communicator().must(Misdeed::kSkipCollective))
+    for (const int peer : peers()) put(peer);
   Communicator::publication_fence();
   for (const int peer : peers()) group_.communicator().ring(group_.world_rank(peer));
   pause();
@@ -311,9 +312,12 @@ void FusedExchange::start_combine() {
   round_ = Round::kCombining;
   enter(Operation::kCombine, first_result_.back() * static_cast<int64_t>(shape_.result_bytes));
   Communicator& communicator = group_.communicator();
+  const bool says_nothing = communicator.must(Misdeed::kSkipCollective);
   for (const int peer : peers()) {
+    if (says_nothing) break;
     const Inbox& inbox = inboxes_[peer];
-    const Arena::Slot answer = header(Operation::kCombine, inbox.tokens, inbox.results);
+    Arena::Slot answer = header(Operation::kCombine, inbox.tokens, inbox.results);
+    if (communicator.must(Misdeed::kSpoilHeader)) ++answer.total_bytes;
     std::memcpy(inbox.window, &answer, sizeof(answer));
     communicator.transfers().from(group_.world_rank(peer)).give_back(1);
     communicator.count_sent(group_.world_rank(peer), answer.chunk_bytes);

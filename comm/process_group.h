@@ -27,6 +27,7 @@
 
 #include "base/bf16.h"
 #include "comm/arena.h"
+#include "comm/fault.h"
 #include "comm/flight_recorder.h"
 #include "comm/trace.h"
 
@@ -49,6 +50,7 @@ class Condition {
 };
 
 class Transfer;       // a collective on its way (comm/transfer.h)
+struct Blame;
 class TransferQueue;  // all those of this rank, and its channels
 
 // A rank's access to the arena: who it is, how long it waits, what it has sent. One per process
@@ -78,6 +80,10 @@ class Communicator {
   void enter_step(Stage stage, uint64_t step);
   void enter_layer(int32_t layer);
 
+  // Faults that this rank is to bring upon itself; without any they cost the look at a pointer.
+  void inject(std::vector<Fault> faults);
+  bool must(Misdeed misdeed) const { return faults_ != nullptr && faults_->take(misdeed); }
+
   // Returns when ready() is true. Spins briefly when cores >= ranks, else yields for a while, then
   // sleeps on the doorbell, which peers ring after every publication. `for_rank` is who is waited
   // for, for the error. Throws RankError on deadline, abort or any rank's failure.
@@ -87,7 +93,7 @@ class Communicator {
   void wait_until(Condition ready, int for_rank, WakeOn wake_on = WakeOn::kAnyRank);
   // Wakes a rank that sleeps in wait_until for what this rank has just published. Between the
   // publication and ring() lies a sequentially consistent fence (publication_fence(), one for any
-  // number of rings), else the sleeper can miss both and costs a quarter of a second.
+  // number of rings), else the sleeper can miss both until its next heartbeat, a second.
   void ring(int world_rank) const;
   void ring_if_for_any(int world_rank) const;  // unless it sleeps for one rank
   static void publication_fence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
@@ -104,16 +110,18 @@ class Communicator {
   // "rank 1: all_gather of group 0 (#7), decode step 14: <what>".
   std::string error_text(const std::string& what) const;
   // Publishes that text as this rank's failure, so that all ranks end, and throws it as RankError.
-  [[noreturn]] void fail(const std::string& what) const;
+  // `blamed`: the rank that did not come.
+  [[noreturn]] void fail(const std::string& what, int blamed = -1) const;
   TransferQueue& transfers() const { return *transfers_; }
 
  private:
   void show_collective(Operation operation, uint32_t group, uint64_t sequence) const;
+  void arrive() const;
   bool ready_soon(Condition ready, int64_t start) const;
   void wake(int world_rank, uint32_t sleeping_for) const;
   void sleep_until(Condition ready, int for_rank, WakeOn wake_on, int64_t start);
   void throw_if_world_ended() const;
-  std::string timeout_text(int for_rank) const;
+  std::string timeout_text(int for_rank, const Blame& blame) const;
 
   Arena& arena_;
   int world_rank_;
@@ -126,6 +134,7 @@ class Communicator {
   std::optional<TraceSpan> collective_;                // the one it is in
   std::vector<std::pair<uint32_t, int32_t>> leaders_;  // (group id, its lowest world rank)
   std::unique_ptr<TransferQueue> transfers_;
+  std::unique_ptr<FaultInjector> faults_;  // null: none
 };
 
 enum class DataType : uint8_t { kBytes, kF32, kBf16, kInt8 };
@@ -196,6 +205,7 @@ class ProcessGroup {
   void enter(const Transfer& transfer);
   void run(Transfer& transfer);
   Pending start(Transfer& transfer);
+  bool leaves_out(Transfer& transfer);
   Transfer& begin_all_gather(std::span<const std::byte> in, std::span<std::byte> out);
   Transfer& begin_all_to_all_v(std::span<const std::byte> in, std::span<std::byte> out,
                                const VCounts& counts);

@@ -13,8 +13,10 @@ namespace troupe::launcher {
 struct ConfigArguments {
   std::filesystem::path config;
   std::vector<std::string> overrides;  // --set
+  std::vector<std::string> inject;     // --inject, of commands that start ranks
   std::filesystem::path trace;         // --trace: where a trace of the launch goes
 };
+// read_config() with what the other arguments say: faults to inject, which are checked; a trace.
 Config read_config(const ConfigArguments& arguments);
 
 struct RunArguments {
@@ -22,6 +24,8 @@ struct RunArguments {
   std::vector<std::string> prompts;     // --prompt
   std::vector<std::string> prompt_ids;  // --prompt-ids
   std::filesystem::path prompt_file;
+  std::vector<std::string> stops;  // --stop: texts that end an answer
+  int n = 1;                       // answers to each prompt
   bool ignore_eos = false;
   bool chat = false;                    // prompts are what a user says
   std::filesystem::path chat_template;  // in place of the checkpoint's
@@ -69,6 +73,13 @@ struct TraceArguments {
 void trace_summary_command(const TraceArguments& arguments);
 void trace_merge_command(const TraceArguments& arguments);
 void trace_html_command(const TraceArguments& arguments);
+
+struct InspectArguments {
+  std::filesystem::path directory;
+  std::filesystem::path layout;  // a YAML file, or none
+  bool json = false;
+};
+void inspect_command(const InspectArguments& arguments);
 
 struct CheckArguments {
   ConfigArguments config;

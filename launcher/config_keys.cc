@@ -249,6 +249,7 @@ std::vector<Key> runtime_keys() {
       number(kRuntime, "device_memory_gb", 0, 65536, in_runtime<&R::device_memory_gb>),
       flag(kRuntime, "pin", in_runtime<&R::pin>),
       runs_only({"True"}, flag(kRuntime, "hugepages", in_runtime<&R::hugepages>)),
+      text(kRuntime, "dump_dir", in_runtime<&R::dump_dir>),
   };
 }
 

@@ -106,6 +106,7 @@ msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits
   launch.deterministic = moe.deterministic;
   launch.moe_double_routing = moe.double_routing;
   launch.moe_int8_payload = moe.int8_payload;
+  launch.faults = config.inject;
   if (!config.trace_dir.empty()) launch.trace_events = trace_events(config.parallel.world_size);
   return launch;
 }

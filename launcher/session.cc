@@ -33,10 +33,11 @@ Session::Session(const Config& config, const model::ModelConfig& model, const Lo
                  }) {
   world_.emplace(
       describe_launch(config, limits_, observe), model,
+      WorldPaths{.dump = config.runtime.dump_dir, .trace = config.trace_dir},
       World::Callbacks{
           .on_step_done = [this](const msg::Envelope& envelope) { mailbox_.deliver(envelope); },
-          .on_interrupt = callbacks_.on_interrupt},
-      config.trace_dir);
+          .on_interrupt = callbacks_.on_interrupt,
+          .on_terminate = callbacks_.on_terminate});
   mailbox_.trace_to(world_->trace());
   drop_second_copy(config);
 }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
@@ -176,7 +177,8 @@ class Writer {
 }  // namespace
 
 int64_t trace_events(int world_size) {
-  return std::clamp(kEventsOfAll / world_size, kFewestEvents, kMostEvents);
+  const auto share = static_cast<uint64_t>(kEventsOfAll / world_size);
+  return std::clamp(static_cast<int64_t>(std::bit_floor(share)), kFewestEvents, kMostEvents);
 }
 
 fs::path trace_file(const fs::path& directory, int rank) {

@@ -43,6 +43,7 @@ class Timeline {
       y += GAP;
     }
     this.height = y;
+    this.canvas.style.height = Math.min(y + RULER + 2 * GAP, innerHeight * 0.62) + 'px';
   }
 
   toggle(process) {
