@@ -40,7 +40,8 @@ test_tsan() {
 (($# <= 1)) || { usage >&2 && exit 2; }
 case ${1:-} in
   -h | --help) usage && exit 0 ;;
-  "" | --quick | --layouts | --asan | --tsan | --all) tools/install_packages.sh ;;
+  "" | --all) tools/install_packages.sh --browser ;;
+  --quick | --layouts | --asan | --tsan) tools/install_packages.sh ;;
   *) usage >&2 && exit 2 ;;
 esac
 case ${1:-} in

@@ -339,7 +339,8 @@ void MoeActor::run_chunk(const model::MoeWeights& weights, Matrix<const float> n
 }
 
 void MoeActor::run_experts(const model::MoeWeights& weights) {
-  const auto span = context_.span(TraceOp::kExperts, exchange_->total_arrivals());
+  const comm::TraceSpan span(context_.communicator.trace(), TraceOp::kExperts,
+                             exchange_->total_arrivals());
   count_expert_rows();
   const Matrix<float> sums = context_.workspace.floats(partial_sums_);
   const int sources = context_.groups->expert_parallel.size();

@@ -189,8 +189,13 @@ class RankProcess {
                               .max_sequences = launch_.max_sequences,
                               .max_drafts = launch_.max_drafts,
                               .moe = moe_options(launch_)};
-    actors_.emplace(context,
-                    [this](int, std::span<const std::byte> bytes) { link_.send_bytes(bytes); });
+    actors_.emplace(context, [this](int, std::span<const std::byte> bytes) { send_answer(bytes); });
+  }
+
+  void send_answer(std::span<const std::byte> bytes) {
+    const comm::TraceSpan span(communicator_->trace(), comm::TraceOp::kSendAnswer, 0,
+                               std::ssize(bytes));
+    link_.send_bytes(bytes);
   }
 
   void serve() {

@@ -102,7 +102,9 @@ class World::Impl {
         ranks_(launch_.world_size) {
     if (launch_.trace_events > 0) make_trace_directory(paths_.trace);
     create_shared_memory_for(model);
-    if (launch_.trace_events > 0) trace_.emplace(*arena_, world_size());
+    if (launch_.trace_events == 0) return;
+    trace_.emplace(*arena_, world_size());
+    trace_->set_track(comm::TraceTrack::kScheduler);
   }
 
   void start() {
