@@ -63,6 +63,28 @@ struct ConvertArguments {
 };
 void convert_command(const ConvertArguments& arguments);
 
+struct StatusArguments {
+  int pid = 0;  // 0: every launch of this user
+  bool json = false;
+};
+void status_command(const StatusArguments& arguments);
+
+struct TopArguments {
+  int pid = 0;
+  double interval_s = 1;
+  int count = 0;  // pictures; 0: until the launch ends
+};
+void top_command(const TopArguments& arguments);
+
+struct DoctorArguments {
+  ConfigArguments config;  // may be empty: of any launch
+  bool json = false;
+};
+// Prints what it found; false if launches cannot run.
+[[nodiscard]] bool doctor_command(const DoctorArguments& arguments);
+
+void explain_command(const ConfigArguments& arguments);
+
 struct CheckArguments {
   ConfigArguments config;
   bool fit = false;

@@ -19,6 +19,7 @@
 #include "actors/messages/message_generated.h"
 #include "actors/observation.h"
 #include "base/error.h"
+#include "comm/arena.h"
 #include "model/model_config.h"
 
 namespace troupe::launcher {
@@ -79,6 +80,9 @@ class World {
   // Readable when poll() has something to do.
   int poll_fd() const;
   void wake();  // makes poll() return, now or the next time it is called; from any thread
+
+  // For those who look on (`troupe status`).
+  void publish(const comm::LaunchFigures& figures);
 
   // Ends the ranks in order; nothing else may be called after it. Figures in order of rank.
   std::vector<RankFigures> shut_down();
