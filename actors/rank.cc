@@ -80,6 +80,12 @@ std::vector<int> allowed_cpus() {
   return cpus;
 }
 
+int64_t rows_of(const msg::StepPlan& plan) {
+  int64_t rows = 0;
+  for (const msg::SequencePlan* sequence : *plan.sequences()) rows += sequence->tokens()->size();
+  return rows;
+}
+
 class RankProcess {
  public:
   RankProcess(int rank, const std::string& address, const RankDescriptors& descriptors)
@@ -112,13 +118,11 @@ class RankProcess {
                        msg::EnumNameBody(first.body_type()));
     first.body_as_Launch()->UnPackTo(&launch_);
     const milliseconds timeout(launch_.comm_timeout_ms);
-    arena_ =
-        comm::Arena::attach(Fd(descriptors_.arena),
-                            {launch_.world_size, static_cast<size_t>(launch_.comm_buffer_bytes)});
-    comm::install_crash_handler(*arena_, rank_);
-    communicator_.emplace(*arena_, rank_, timeout);
-    inject_faults();
     config_ = model::read_model_config(launch_.model_path);
+    arena_ = comm::Arena::attach(
+        Fd(descriptors_.arena), {launch_.world_size, static_cast<size_t>(launch_.comm_buffer_bytes),
+                                 trace_shape(launch_, config_)});
+    communicator_.emplace(*arena_, rank_, timeout);
     layout_.emplace(parallel_sizes(launch_), config_);
     options_ = weight_options(launch_);
     team_.emplace(team_options(launch_, rank_));
@@ -188,9 +192,13 @@ class RankProcess {
   }
 
   void serve() {
+    comm::Trace* trace = communicator_->trace();
     for (;;) {
       communicator_->enter_step(comm::Stage::kIdle, step_);
+      if (trace != nullptr) trace->set_track(comm::TraceTrack::kRank);
+      comm::TraceSpan idle(trace, comm::TraceOp::kAwaitPlan);
       const msg::Envelope& envelope = link_.receive(std::chrono::hours(24 * 365));
+      idle.end();
       if (envelope.body_type() == msg::Body::Shutdown) return;
       const auto* plan = envelope.body_as_StepPlan();
       if (plan == nullptr)
@@ -199,6 +207,8 @@ class RankProcess {
       step_ = plan->step();
       communicator_->enter_step(plan->decode() ? comm::Stage::kDecode : comm::Stage::kPrefill,
                                 step_);
+      const comm::TraceSpan span(
+          trace, plan->decode() ? comm::TraceOp::kDecode : comm::TraceOp::kPrefill, rows_of(*plan));
       actors_->run_step(envelope);
     }
   }
@@ -293,6 +303,12 @@ layers::KvCacheShape kv_cache_shape(const msg::LaunchT& launch, const model::Mod
           .width = width,
           .type = launch.dtype == msg::DataType::Float32 ? layers::KvType::kF32
                                                          : layers::KvType::kBf16};
+}
+
+comm::TraceShape trace_shape(const msg::LaunchT& launch, const model::ModelConfig& config) {
+  return {.num_events = launch.trace_events,
+          .num_layers = config.num_hidden_layers + 1,
+          .num_experts = config.n_routed_experts};
 }
 
 MoeOptions moe_options(const msg::LaunchT& launch) {

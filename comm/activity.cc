@@ -60,7 +60,8 @@ ActivitySnapshot Arena::snapshot(int rank) const {
           .operation = activity.operation.load(kRelaxed),
           .group = activity.group.load(kRelaxed),
           .sequence = activity.sequence.load(kRelaxed),
-          .waiting_for = activity.waiting_for.load(kRelaxed)};
+          .waiting_for = activity.waiting_for.load(kRelaxed),
+          .beat_ns = activity.beat_ns.load(kRelaxed)};
 }
 
 std::string describe_call(Operation operation, uint32_t group, uint64_t sequence) {

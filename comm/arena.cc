@@ -37,6 +37,10 @@ size_t payload_offset(const ArenaShape& shape) {
   return round_up(windows_offset(shape) + num_windows(shape) * sizeof(Arena::Window), kPageBytes);
 }
 
+size_t traces_offset(const ArenaShape& shape) {
+  return payload_offset(shape) + num_windows(shape) * kSlotsPerWindow * shape.slot_bytes();
+}
+
 void check_shape(const ArenaShape& shape) {
   TROUPE_CHECK(shape.world_size >= 1 && shape.world_size <= (1 << 16), "world_size {}",
                shape.world_size);
@@ -62,7 +66,7 @@ size_t ArenaShape::slot_bytes() const {
 size_t ArenaShape::window_bytes() const { return slot_bytes() * kSlotsPerWindow; }
 
 size_t ArenaShape::bytes() const {
-  return payload_offset(*this) + num_windows(*this) * kSlotsPerWindow * slot_bytes();
+  return traces_offset(*this) + (world_size + 1) * trace.ring_bytes(world_size);
 }
 
 Arena::Arena(Fd fd, const ArenaShape& shape, Mapping::Access access)
@@ -79,6 +83,7 @@ Arena Arena::create(const ArenaShape& shape) {
   for (int rank = 0; rank < shape.world_size; ++rank) {
     arena.activity(rank).layer = -1;
     arena.activity(rank).waiting_for = -1;
+    arena.activity(rank).beat_ns = arena.launch_state().start_ns;
   }
   return arena;
 }
@@ -211,6 +216,12 @@ std::byte* Arena::payload(int receiver, int sender, int slot) const {
   const size_t window_idx = static_cast<size_t>(receiver) * shape_.world_size + sender;
   const size_t slot_idx = window_idx * kSlotsPerWindow + slot;
   return mapping_.data() + payload_offset(shape_) + slot_idx * shape_.slot_bytes();
+}
+
+TraceRing& Arena::trace_ring(int index) const {
+  TROUPE_CHECK(shape_.trace.on() && index >= 0 && index <= shape_.world_size, "ring {}", index);
+  return *reinterpret_cast<TraceRing*>(mapping_.data() + traces_offset(shape_) +
+                                       index * shape_.trace.ring_bytes(shape_.world_size));
 }
 
 }  // namespace troupe::comm

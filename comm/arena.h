@@ -9,6 +9,7 @@
 //   Crash[world]                     the stack of a rank that crashed (comm/crash.h)
 //   Window[world][world]             window (receiver, sender): counts, two slot headers
 //   payload[world][world][2]         the rows of those slots, slot_bytes() each
+//   TraceRing[world + 1]             the last events of each rank and of the launcher, if traced
 //
 // payload (r, r) is the outbox of rank r: what it sends alike to several ranks it writes there
 // once, and they read it there; the headers go through their windows as ever.
@@ -27,6 +28,7 @@
 #include <vector>
 
 #include "base/memory.h"
+#include "comm/trace_ring.h"
 
 namespace troupe::comm {
 
@@ -57,6 +59,7 @@ struct Activity {
   std::atomic<uint32_t> group;       // id of that collective's process group
   std::atomic<uint64_t> sequence;    // number of that collective in its group
   std::atomic<int32_t> waiting_for;  // world rank that has not arrived, -1 none
+  std::atomic<int64_t> beat_ns;      // CLOCK_MONOTONIC of its last heartbeat (comm/heartbeat.h)
 };
 
 // The same as plain values.
@@ -68,6 +71,7 @@ struct ActivitySnapshot {
   uint32_t group = 0;
   uint64_t sequence = 0;
   int32_t waiting_for = -1;
+  int64_t beat_ns = 0;
 };
 
 // One collective of a rank, as its flight recorder has it.
@@ -95,9 +99,10 @@ struct ArenaShape {
   int world_size = 1;
   size_t comm_buffer_bytes = size_t{16}
                              << 20;  // the windows of one receiving rank, all peers together
-  size_t slot_bytes() const;         // payload of one slot: a multiple of 64
-  size_t window_bytes() const;       // payloads of all slots of a window
-  size_t bytes() const;              // of the whole arena
+  TraceShape trace = {};
+  size_t slot_bytes() const;    // payload of one slot: a multiple of 64
+  size_t window_bytes() const;  // payloads of all slots of a window
+  size_t bytes() const;         // of the whole arena
 };
 
 class Arena {
@@ -152,10 +157,12 @@ class Arena {
   Crash& crash(int rank) const;
   Window& window(int receiver, int sender) const;
   std::byte* payload(int receiver, int sender, int slot) const;  // slot_bytes(), 64-byte aligned
+  TraceRing& trace_ring(int index) const;  // of a rank, world_size: of the launcher; if traced
 
  private:
   Arena(Fd fd, const ArenaShape& shape, Mapping::Access access);
   static Arena open(Fd fd, const ArenaShape& shape, Mapping::Access access);
+  friend class TickClock;
   LaunchState& launch_state() const;
   void wake_all() const;
 

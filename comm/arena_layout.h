@@ -108,6 +108,18 @@ static_assert(sizeof(Arena::Crash) == 3520);
 uint64_t now_ticks();
 int64_t now_ns();  // CLOCK_MONOTONIC
 
+// From the one clock to the other, by the moment that the arena has on both and the present one.
+class TickClock {
+ public:
+  explicit TickClock(const Arena& arena);
+  int64_t to_ns(uint64_t ticks) const;
+
+ private:
+  uint64_t start_ticks_;
+  int64_t start_ns_;
+  double ns_per_tick_ = 0;
+};
+
 // Values of sleeping_for: awake, woken by any rank, else 1 + the only rank that wakes it.
 inline constexpr uint32_t kAwake = 0;
 inline constexpr uint32_t kSleepingForAny = 0xffffffff;

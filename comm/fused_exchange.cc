@@ -192,8 +192,9 @@ void FusedExchange::put(int peer) {
   const Outbox& outbox = outboxes_[peer];
   Arena::Slot slot = header(Operation::kDispatch, outbox.tokens, outbox.results);
   slot.phase = more_ ? kMoreTokens : kLastTokens;
+  trace_sent(peer, outbox.tokens, slot.chunk_bytes);  // first: an arrow points forward in time
   group_.communicator().transfers().to(group_.world_rank(peer)).put(slot);
-  group_.communicator().count_sent(outbox.tokens * bytes_per_token_sent_);
+  group_.communicator().count_sent(group_.world_rank(peer), slot.chunk_bytes);
 }
 
 void FusedExchange::finish_dispatch() {
@@ -232,6 +233,7 @@ void FusedExchange::receive(int source) {
   inbox.tokens = static_cast<int64_t>(tokens);
   inbox.results = static_cast<int64_t>(results);
   inbox.window = channel.window();
+  trace_received(source, inbox.tokens, got.chunk_bytes);
   copy_records(source);
 }
 
@@ -318,7 +320,7 @@ void FusedExchange::start_combine() {
     if (communicator.must(Misdeed::kSpoilHeader)) ++answer.total_bytes;
     std::memcpy(inbox.window, &answer, sizeof(answer));
     communicator.transfers().from(group_.world_rank(peer)).give_back(1);
-    communicator.count_sent(inbox.results * shape_.result_bytes);
+    communicator.count_sent(group_.world_rank(peer), answer.chunk_bytes);
   }
   Communicator::publication_fence();
   for (const int peer : peers()) communicator.ring(group_.world_rank(peer));

@@ -18,6 +18,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -28,6 +29,7 @@
 #include "comm/arena.h"
 #include "comm/fault.h"
 #include "comm/flight_recorder.h"
+#include "comm/trace.h"
 
 namespace troupe::comm {
 
@@ -48,6 +50,7 @@ class Condition {
 };
 
 class Transfer;       // a collective on its way (comm/transfer.h)
+struct Blame;
 class TransferQueue;  // all those of this rank, and its channels
 
 // A rank's access to the arena: who it is, how long it waits, what it has sent. One per process
@@ -66,11 +69,16 @@ class Communicator {
   uint64_t bytes_sent() const { return bytes_sent_; }  // payload to other ranks
   int64_t wait_ns() const { return wait_ns_; }         // time spent waiting for other ranks
   bool spins() const { return spin_; }                 // cores >= ranks
-  void count_sent(uint64_t bytes) { bytes_sent_ += bytes; }
+  void count_sent(int world_rank, uint64_t bytes) {
+    bytes_sent_ += bytes;
+    if (trace_) trace_->add_sent_bytes(world_rank, bytes);
+  }
+  // Null unless the launch is traced.
+  Trace* trace() { return trace_ ? &*trace_ : nullptr; }
 
   // Publishes where this rank is (Activity), for reports and error messages.
-  void enter_step(Stage stage, uint64_t step) const;
-  void enter_layer(int32_t layer) const;
+  void enter_step(Stage stage, uint64_t step);
+  void enter_layer(int32_t layer);
 
   // Faults that this rank is to bring upon itself; without any they cost the look at a pointer.
   void inject(std::vector<Fault> faults);
@@ -85,7 +93,7 @@ class Communicator {
   void wait_until(Condition ready, int for_rank, WakeOn wake_on = WakeOn::kAnyRank);
   // Wakes a rank that sleeps in wait_until for what this rank has just published. Between the
   // publication and ring() lies a sequentially consistent fence (publication_fence(), one for any
-  // number of rings), else the sleeper can miss both and costs a quarter of a second.
+  // number of rings), else the sleeper can miss both until its next heartbeat, a second.
   void ring(int world_rank) const;
   void ring_if_for_any(int world_rank) const;  // unless it sleeps for one rank
   static void publication_fence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
@@ -95,7 +103,7 @@ class Communicator {
   // that goes on (a handle), resume_collective comes back to it.
   void enter_collective(Operation operation, uint32_t group, uint64_t sequence, uint64_t bytes = 0);
   void leave_collective();
-  void pause_collective() const;
+  void pause_collective();
   void resume_collective(Operation operation, uint32_t group, uint64_t sequence);
   // A group of this rank: whose lowest world rank is `leader`.
   void add_group(uint32_t id, int32_t leader) { leaders_.emplace_back(id, leader); }
@@ -113,8 +121,7 @@ class Communicator {
   void wake(int world_rank, uint32_t sleeping_for) const;
   void sleep_until(Condition ready, int for_rank, WakeOn wake_on, int64_t start);
   void throw_if_world_ended() const;
-  int end_of_waits(int for_rank) const;
-  std::string timeout_text(int for_rank) const;
+  std::string timeout_text(int for_rank, const Blame& blame) const;
 
   Arena& arena_;
   int world_rank_;
@@ -123,6 +130,8 @@ class Communicator {
   uint64_t bytes_sent_ = 0;
   int64_t wait_ns_ = 0;
   FlightRecorder flights_;
+  std::optional<Trace> trace_;
+  std::optional<TraceSpan> collective_;                // the one it is in
   std::vector<std::pair<uint32_t, int32_t>> leaders_;  // (group id, its lowest world rank)
   std::unique_ptr<TransferQueue> transfers_;
   std::unique_ptr<FaultInjector> faults_;  // null: none

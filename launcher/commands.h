@@ -14,8 +14,9 @@ struct ConfigArguments {
   std::filesystem::path config;
   std::vector<std::string> overrides;  // --set
   std::vector<std::string> inject;     // --inject, of commands that start ranks
+  std::filesystem::path trace;         // --trace: where a trace of the launch goes
 };
-// read_config() and the faults to inject, which are checked.
+// read_config() with what the other arguments say: faults to inject, which are checked; a trace.
 Config read_config(const ConfigArguments& arguments);
 
 struct RunArguments {
@@ -23,6 +24,8 @@ struct RunArguments {
   std::vector<std::string> prompts;     // --prompt
   std::vector<std::string> prompt_ids;  // --prompt-ids
   std::filesystem::path prompt_file;
+  std::vector<std::string> stops;  // --stop: texts that end an answer
+  int n = 1;                       // answers to each prompt
   bool ignore_eos = false;
   bool chat = false;                    // prompts are what a user says
   std::filesystem::path chat_template;  // in place of the checkpoint's
@@ -84,6 +87,21 @@ struct DoctorArguments {
 [[nodiscard]] bool doctor_command(const DoctorArguments& arguments);
 
 void explain_command(const ConfigArguments& arguments);
+
+struct TraceArguments {
+  std::filesystem::path directory;
+  std::filesystem::path output;  // empty: a file in the directory
+};
+void trace_summary_command(const TraceArguments& arguments);
+void trace_merge_command(const TraceArguments& arguments);
+void trace_html_command(const TraceArguments& arguments);
+
+struct InspectArguments {
+  std::filesystem::path directory;
+  std::filesystem::path layout;  // a YAML file, or none
+  bool json = false;
+};
+void inspect_command(const InspectArguments& arguments);
 
 struct CheckArguments {
   ConfigArguments config;

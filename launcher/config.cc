@@ -206,6 +206,7 @@ Config read_config(const std::filesystem::path& file, const std::vector<std::str
     config.sources[key->path()] = setting.source;
   }
   check_sizes(config, settings);
+  if (config.model.enable_profiler) config.trace_dir = "prof";
   if (config.model.model_path.empty()) {
     throw_user_error("{}: model_config.model_path: missing; write the directory of config.json",
                      file.string());

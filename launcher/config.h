@@ -70,6 +70,7 @@ struct Config {
   // Keys that were given, "section.key", and where: "FILE:LINE", "--set".
   std::map<std::string, std::string> sources;
   std::vector<std::string> inject;  // --inject: faults as comm/fault.h reads them
+  std::filesystem::path trace_dir;  // of a trace of the launch, as --trace says; empty: none
 
   // Said once in the log: keys that mean something only on an NPU, and what stands for them here.
   std::vector<std::string> notes;

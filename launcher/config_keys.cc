@@ -123,7 +123,7 @@ std::vector<Key> model_keys() {
                         is("npugraph_ex", ExeMode::kGraph)},
                        in_model<&M::exe_mode>)),
       runs_only({"False"}, flag(kModel, "force_eplb", in_model<&M::force_eplb>)),
-      runs_only({"False"}, flag(kModel, "enable_profiler", in_model<&M::enable_profiler>)),
+      flag(kModel, "enable_profiler", in_model<&M::enable_profiler>),
       no_effect("output goes to stdout, logs to stderr, reports to --json",
                 text(kModel, "output_path", kNowhere)),
       no_effect("kernels are compiled with the program, for every instruction set",

@@ -24,6 +24,14 @@ constexpr milliseconds kBetweenLooks{5};
 constexpr double kAbsentShare = 0.99;
 constexpr double kStragglerShare = 0.5;
 
+comm::ArenaShape arena_shape(const json& description) {
+  return {.world_size = description.at("world_size").get<int>(),
+          .comm_buffer_bytes = description.at("comm_buffer_bytes").get<size_t>(),
+          .trace = {.num_events = description.at("trace_events").get<int64_t>(),
+                    .num_layers = description.at("trace_layers").get<int>(),
+                    .num_experts = description.at("trace_experts").get<int>()}};
+}
+
 int64_t monotonic_ns() {
   timespec time{};
   ::clock_gettime(CLOCK_MONOTONIC, &time);
@@ -61,7 +69,7 @@ int waits_for(const comm::Arena& arena, int rank) {
 
 }  // namespace
 
-std::string launch_description(const model::ParallelSizes& sizes, size_t comm_buffer_bytes,
+std::string launch_description(const model::ParallelSizes& sizes, const comm::ArenaShape& shape,
                                const std::vector<int>& pids) {
   return json{{"pid", ::getpid()},
               {"command", command_line()},
@@ -69,7 +77,10 @@ std::string launch_description(const model::ParallelSizes& sizes, size_t comm_bu
               {"world_size", sizes.world_size},
               {"attn_tp_size", sizes.attn_tp_size},
               {"moe_tp_size", sizes.moe_tp_size},
-              {"comm_buffer_bytes", comm_buffer_bytes},
+              {"comm_buffer_bytes", shape.comm_buffer_bytes},
+              {"trace_events", shape.trace.num_events},
+              {"trace_layers", shape.trace.num_layers},
+              {"trace_experts", shape.trace.num_experts},
               {"ranks", pids}}
       .dump(-1, ' ', false, json::error_handler_t::replace);
 }
@@ -93,9 +104,7 @@ LaunchWatch::LaunchWatch(const json& description, Fd arena)
              .attn_tp_size = std::max(1, description.at("attn_tp_size").get<int>()),
              .moe_tp_size = std::max(1, description.at("moe_tp_size").get<int>())},
       pids_(description.at("ranks").get<std::vector<int>>()),
-      arena_(comm::Arena::view(
-          std::move(arena),
-          {sizes_.world_size, description.at("comm_buffer_bytes").get<size_t>()})) {
+      arena_(comm::Arena::view(std::move(arena), arena_shape(description))) {
   pids_.resize(static_cast<size_t>(sizes_.world_size));
 }
 

@@ -57,7 +57,7 @@ class LaunchWatch {
 };
 
 // For the launcher: what a LaunchWatch needs to know beside the arena.
-std::string launch_description(const model::ParallelSizes& sizes, size_t comm_buffer_bytes,
+std::string launch_description(const model::ParallelSizes& sizes, const comm::ArenaShape& shape,
                                const std::vector<int>& pids);
 
 std::string status_text(const LaunchStatus& status);

@@ -14,6 +14,7 @@
 #include "launcher/launch.h"
 #include "launcher/supervisor.h"
 #include "layers/isa.h"
+#include "serve/serve_command.h"
 
 namespace troupe::launcher {
 
@@ -35,6 +36,8 @@ void add_launch(CLI::App* command, ConfigArguments& arguments) {
                    "a fault, as kill:rank=3,stage=dispatch,step=12; may repeat")
       ->take_all()
       ->allow_extra_args(false);
+  command->add_option("--trace", arguments.trace,
+                      "write a trace of each rank into this directory (docs/tracing.md)");
 }
 
 void add_run(CLI::App& app, RunArguments& arguments) {
@@ -53,6 +56,11 @@ void add_run(CLI::App& app, RunArguments& arguments) {
   command->add_option("--chat-template", arguments.chat_template, "this Jinja file instead")
       ->needs(chat);
   command->add_flag("--ignore-eos", arguments.ignore_eos, "do not stop at the end-of-text token");
+  command->add_option("--stop", arguments.stops, "text before which an answer ends; may repeat")
+      ->take_all()
+      ->allow_extra_args(false);
+  command->add_option("--n", arguments.n, "answers to each prompt, with numbers of their own")
+      ->check(CLI::Range(1, 1024));
   command->add_option("--json", arguments.json, "write the report to this file");
   command->callback([&] { run_command(arguments); });
 }
@@ -89,7 +97,9 @@ void add_verify(CLI::App& app, VerifyArguments& arguments, int& status) {
 
 void add_tokenize(CLI::App& app, TokenizeArguments& arguments) {
   CLI::App* command = app.add_subcommand("tokenize", "text to token ids and back, as JSON");
-  command->add_option("--tokenizer", arguments.tokenizer, "directory with tokenizer.json")
+  command
+      ->add_option("--tokenizer", arguments.tokenizer,
+                   "directory with tokenizer.json or tiktoken.model")
       ->required();
   command->add_option("--text", arguments.text, "text to encode");
   command->add_option("--prompt-file", arguments.prompt_file, "JSON list of texts to encode");
@@ -152,6 +162,33 @@ void add_top(CLI::App& app, TopArguments& arguments) {
   command->callback([&] { top_command(arguments); });
 }
 
+void add_trace(CLI::App& app, TraceArguments& arguments) {
+  CLI::App* trace = app.add_subcommand("trace", "read what --trace has written");
+  trace->require_subcommand(1);
+  const auto add = [&](const char* name, const char* about, void (*run)(const TraceArguments&)) {
+    CLI::App* command = trace->add_subcommand(name, about);
+    command->add_option("directory", arguments.directory, "the DIR of --trace")->required();
+    command->callback([&arguments, run] { run(arguments); });
+    return command;
+  };
+  const char* output = "file to write";
+  add("summary", "where the time of each rank went", trace_summary_command);
+  add("merge", "all ranks as one Chrome trace", trace_merge_command)
+      ->add_option("--output", arguments.output, output)
+      ->default_str("DIR/merged.json");
+  add("html", "a page to look at, without a network", trace_html_command)
+      ->add_option("--output", arguments.output, output)
+      ->default_str("DIR/trace.html");
+}
+
+void add_inspect(CLI::App& app, InspectArguments& arguments) {
+  CLI::App* command = app.add_subcommand("inspect", "what a checkpoint is; reads no weights");
+  command->add_option("directory", arguments.directory, "with config.json")->required();
+  command->add_option("--config", arguments.layout, "YAML: what each rank of its layout needs");
+  command->add_flag("--json", arguments.json, "print JSON");
+  command->callback([&] { inspect_command(arguments); });
+}
+
 struct RankArguments {
   int rank = -1;
   int launcher_pid = 0;
@@ -192,6 +229,8 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   StatusArguments status_of;
   TopArguments top;
   ConvertArguments convert;
+  TraceArguments trace;
+  InspectArguments inspect;
   RankArguments rank;
   app.add_option("--log-level", log_level, "of stderr")
       ->check(CLI::IsMember({"debug", "info", "warn", "error", "off"}))
@@ -218,8 +257,11 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   add_doctor(app, doctor, status);
   add_status(app, status_of);
   add_top(app, top);
+  serve::add_serve_command(app);
   add_bench_command(app);
   add_convert(app, convert);
+  add_trace(app, trace);
+  add_inspect(app, inspect);
   add_rank(app, rank, status);
   app.parse(argc, argv);
   return status;

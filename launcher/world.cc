@@ -23,6 +23,7 @@
 #include "launcher/progress.h"
 #include "launcher/status_server.h"
 #include "launcher/supervisor.h"
+#include "launcher/trace_files.h"
 #include "model/weights.h"
 
 namespace troupe::launcher {
@@ -96,14 +97,15 @@ class EventSet {
 
 class World::Impl {
  public:
-  Impl(msg::LaunchT launch, const model::ModelConfig& model, std::filesystem::path dump_dir,
-       Callbacks callbacks)
+  Impl(msg::LaunchT launch, const model::ModelConfig& model, WorldPaths paths, Callbacks callbacks)
       : launch_(std::move(launch)),
-        dump_dir_(std::move(dump_dir)),
+        paths_(std::move(paths)),
         observation_shape_(actors::ObservationShape::of(launch_.observe, launch_.max_rows, model)),
         callbacks_(std::move(callbacks)),
         ranks_(launch_.world_size) {
+    if (launch_.trace_events > 0) make_trace_directory(paths_.trace);
     create_shared_memory_for(model);
+    if (launch_.trace_events > 0) trace_.emplace(*arena_, world_size());
   }
 
   void start() {
@@ -117,8 +119,7 @@ class World::Impl {
     events_.add(endpoint_->poll_fd());
     for (const int fd : supervisor_.poll_fds()) events_.add(fd);
     const LaunchView seen = view();
-    status_server_.emplace(*arena_,
-                           launch_description(seen.sizes, launch_.comm_buffer_bytes, seen.pids));
+    status_server_.emplace(*arena_, launch_description(seen.sizes, arena_->shape(), seen.pids));
     words_due_ = world_size();
     last_progress_ = steady_clock::now();
     while (words_due_ > 0) poll(kPollInterval);
@@ -131,10 +132,13 @@ class World::Impl {
   void publish(const comm::LaunchFigures& figures) const { arena_->publish_figures(figures); }
   int poll_fd() const { return events_.fd(); }
   void wake() { events_.wake(); }
+  comm::Trace* trace() { return trace_ ? &*trace_ : nullptr; }
 
   actors::Observation observation(int rank) const {
     return {observation_shape_, observation_memory_.data() + rank * observation_shape_.bytes()};
   }
+
+  comm::ActivitySnapshot activity(int rank) const { return arena_->snapshot(rank); }
 
   void send_plan(int rank, std::span<const std::byte> bytes) {
     if (words_due_++ == 0) last_progress_ = steady_clock::now();
@@ -142,7 +146,10 @@ class World::Impl {
   }
 
   void poll(milliseconds timeout) {
-    events_.wait(std::min(timeout, kPollInterval));
+    {
+      const comm::TraceSpan span(trace(), comm::TraceOp::kAwaitAnswers);
+      events_.wait(std::min(timeout, kPollInterval));
+    }
     read_messages();
     if (const int signal = signals_.take()) on_signal(signal);
     for (const RankExit& exit : supervisor_.reap()) on_exit(exit);
@@ -163,6 +170,7 @@ class World::Impl {
     if (const size_t struck = arena_->faults_struck(); struck < launch_.faults.size())
       spdlog::warn("{} of {} faults of --inject never came to their place",
                    launch_.faults.size() - struck, launch_.faults.size());
+    if (trace_) write_trace();
     std::ranges::sort(figures_, {}, &RankFigures::rank);
     return std::move(figures_);
   }
@@ -182,7 +190,8 @@ class World::Impl {
     require_resources(model, loader);
     launch_.shared_weight_bytes = loader.shared_bytes();
     arena_.emplace(
-        comm::Arena::create({world_size(), static_cast<size_t>(launch_.comm_buffer_bytes)}));
+        comm::Arena::create({world_size(), static_cast<size_t>(launch_.comm_buffer_bytes),
+                             actors::trace_shape(launch_, model)}));
     weights_fd_ = create_shared_memory("troupe-weights", loader.shared_bytes());
     const size_t kv_section = actors::kv_section_bytes(actors::kv_cache_shape(launch_, model));
     kv_fd_ = create_shared_memory("troupe-kv", kv_section * world_size());
@@ -206,6 +215,7 @@ class World::Impl {
 
   void on_signal(int signal) {
     if (signal == SIGINT && callbacks_.on_interrupt && callbacks_.on_interrupt()) return;
+    if (signal == SIGTERM && callbacks_.on_terminate && callbacks_.on_terminate()) return;
     throw_after_stop<Interrupted>("interrupted");
   }
 
@@ -344,7 +354,7 @@ class World::Impl {
     const nlohmann::json dump = failure_dump(view(), failure, table);
     stop();
     throw WorldFailed(
-        fmt::format("{}; {}", failure_line(failure), write_failure_dump(dump_dir_, dump)), table);
+        fmt::format("{}; {}", failure_line(failure), write_failure_dump(paths_.dump, dump)), table);
   }
 
   template <class Error>
@@ -358,15 +368,29 @@ class World::Impl {
     arena_->abort();
     supervisor_.terminate();  // those that start, load or wait for a plan do not look at the arena
     supervisor_.stop_all(kAbortGrace);
+    if (!trace_) return;
+    try {
+      write_trace();
+    } catch (const UserError& error) {
+      spdlog::warn("{}", error.what());  // what ended the launch is said by an exception
+    }
+  }
+
+  void write_trace() {
+    write_trace_files(*arena_, paths_.trace);
+    trace_.reset();
+    spdlog::info("trace of {} ranks in {}: troupe trace summary {}", world_size(),
+                 paths_.trace.string(), paths_.trace.string());
   }
 
   SignalReader signals_;
   msg::LaunchT launch_;
-  std::filesystem::path dump_dir_;
+  WorldPaths paths_;
   std::optional<uint64_t> oom_kills_at_start_ = kernel_oom_kills();
   actors::ObservationShape observation_shape_;
   Callbacks callbacks_;
   std::optional<comm::Arena> arena_;
+  std::optional<comm::Trace> trace_;
   Fd weights_fd_, kv_fd_, observation_fd_;
   Mapping observation_memory_;
   EventSet events_;
@@ -382,20 +406,22 @@ class World::Impl {
   uint64_t last_moved_ = 0;
 };
 
-World::World(msg::LaunchT launch, const model::ModelConfig& model, std::filesystem::path dump_dir,
+World::World(msg::LaunchT launch, const model::ModelConfig& model, WorldPaths paths,
              Callbacks callbacks)
-    : impl_(std::make_unique<Impl>(std::move(launch), model, std::move(dump_dir),
+    : impl_(std::make_unique<Impl>(std::move(launch), model, std::move(paths),
                                    std::move(callbacks))) {
   impl_->start();
 }
 World::~World() = default;
 double World::load_s() const { return impl_->load_s(); }
 actors::Observation World::observation(int rank) const { return impl_->observation(rank); }
+comm::ActivitySnapshot World::activity(int rank) const { return impl_->activity(rank); }
 void World::send(int rank, std::span<const std::byte> envelope) {
   impl_->send_plan(rank, envelope);
 }
 void World::poll(milliseconds timeout) { impl_->poll(timeout); }
 int World::poll_fd() const { return impl_->poll_fd(); }
+comm::Trace* World::trace() const { return impl_->trace(); }
 void World::wake() { impl_->wake(); }
 void World::publish(const comm::LaunchFigures& figures) { impl_->publish(figures); }
 std::vector<RankFigures> World::shut_down() { return impl_->shut_down(); }

@@ -25,6 +25,7 @@ class ChatTemplate {
  public:
   // DIR/chat_template.jinja, or chat_template of DIR/tokenizer_config.json (of several, "default").
   static ChatTemplate of_checkpoint(const std::filesystem::path& directory);
+  static bool exists(const std::filesystem::path& directory);  // whether there is one to read
   // `file`, with the special tokens (bos_token, ...) of DIR/tokenizer_config.json.
   static ChatTemplate of_file(const std::filesystem::path& file,
                               const std::filesystem::path& directory);
