@@ -122,7 +122,9 @@ class RankProcess {
     arena_ = comm::Arena::attach(
         Fd(descriptors_.arena), {launch_.world_size, static_cast<size_t>(launch_.comm_buffer_bytes),
                                  trace_shape(launch_, config_)});
+    comm::install_crash_handler(*arena_, rank_);
     communicator_.emplace(*arena_, rank_, timeout);
+    inject_faults();
     layout_.emplace(parallel_sizes(launch_), config_);
     options_ = weight_options(launch_);
     team_.emplace(team_options(launch_, rank_));

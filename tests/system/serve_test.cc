@@ -349,7 +349,7 @@ TEST(ServeEnd, TheDeathOfARankIsToldToClientsAndEndsTheServer) {
   EXPECT_NE(refused.json()["error"]["message"].get<std::string>().find("SIGKILL"),
             std::string::npos);
   EXPECT_EQ(ended.status, 3);
-  EXPECT_TRUE(ended.error_lines()[0].starts_with("troupe: rank 1 ")) << ended.err;
+  EXPECT_TRUE(ended.error_lines().back().starts_with("troupe: rank 1 ")) << ended.err;
 }
 
 TEST(ServeStart, SaysWhatIsWrongBeforeRanksStart) {
