@@ -82,6 +82,28 @@ struct EplbArguments {
 // Writes the file of runtime_config.expert_placement; prints how even the ranks' load is.
 void eplb_command(const EplbArguments& arguments);
 
+struct StatusArguments {
+  int pid = 0;  // 0: every launch of this user
+  bool json = false;
+};
+void status_command(const StatusArguments& arguments);
+
+struct TopArguments {
+  int pid = 0;
+  double interval_s = 1;
+  int count = 0;  // pictures; 0: until the launch ends
+};
+void top_command(const TopArguments& arguments);
+
+struct DoctorArguments {
+  ConfigArguments config;  // may be empty: of any launch
+  bool json = false;
+};
+// Prints what it found; false if launches cannot run.
+[[nodiscard]] bool doctor_command(const DoctorArguments& arguments);
+
+void explain_command(const ConfigArguments& arguments);
+
 struct TraceArguments {
   std::filesystem::path directory;
   std::filesystem::path output;  // empty: a file in the directory

@@ -156,6 +156,41 @@ void add_eplb(CLI::App& app, EplbArguments& arguments) {
   command->callback([&] { eplb_command(arguments); });
 }
 
+void add_explain(CLI::App& app, ConfigArguments& arguments) {
+  CLI::App* command =
+      app.add_subcommand("explain", "every value, where it came from, what follows");
+  add_config(command, arguments);
+  command->callback([&] { explain_command(arguments); });
+}
+
+void add_doctor(CLI::App& app, DoctorArguments& arguments, int& status) {
+  CLI::App* command = app.add_subcommand("doctor", "what of this machine is in the way, and cures");
+  add_config(command, arguments.config);
+  command->get_option("--config")->required(false);
+  command->add_flag("--json", arguments.json, "print JSON");
+  command->callback([&] { status = doctor_command(arguments) ? kExitOk : kExitInternal; });
+}
+
+void add_status(CLI::App& app, StatusArguments& arguments) {
+  CLI::App* command = app.add_subcommand("status", "what running launches do, also one that hangs");
+  command->add_option("pid", arguments.pid, "of one launch; default: all of this user")
+      ->check(CLI::PositiveNumber);
+  command->add_flag("--json", arguments.json, "print JSON");
+  command->callback([&] { status_command(arguments); });
+}
+
+void add_top(CLI::App& app, TopArguments& arguments) {
+  CLI::App* command = app.add_subcommand("top", "the same again and again, with tokens per second");
+  command->add_option("pid", arguments.pid, "of the launch, if there are several")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--interval", arguments.interval_s, "seconds")
+      ->check(CLI::Range(0.1, 3600.0))
+      ->default_str("1");
+  command->add_option("--count", arguments.count, "how often; default: until the launch ends")
+      ->check(CLI::Range(1, 1000000));
+  command->callback([&] { top_command(arguments); });
+}
+
 void add_trace(CLI::App& app, TraceArguments& arguments) {
   CLI::App* trace = app.add_subcommand("trace", "read what --trace has written");
   trace->require_subcommand(1);
@@ -218,6 +253,10 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   VerifyArguments verify;
   TokenizeArguments tokenize;
   CheckArguments check;
+  DoctorArguments doctor;
+  ConfigArguments explain;
+  StatusArguments status_of;
+  TopArguments top;
   ConvertArguments convert;
   SplitArguments split;
   EplbArguments eplb;
@@ -245,6 +284,10 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   add_verify(app, verify, status);
   add_tokenize(app, tokenize);
   add_check(app, check);
+  add_explain(app, explain);
+  add_doctor(app, doctor, status);
+  add_status(app, status_of);
+  add_top(app, top);
   serve::add_serve_command(app);
   serve::add_bench_serve(add_bench_command(app));
   add_convert(app, convert);

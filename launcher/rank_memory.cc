@@ -94,6 +94,21 @@ LaunchMemory launch_memory(const Config& config, const model::ModelConfig& model
   return memory;
 }
 
+LaunchNeeds assumed_needs(const Config& config, const model::ModelConfig& model) {
+  const model::ParallelLayout layout(config.parallel, model);
+  const AssumedLoad assumed = largest_load(config, model);
+  const auto limits = scheduler_limits(config, model, assumed.load, 0);
+  const LaunchMemory memory = launch_memory(config, model, layout, limits);
+  const RankMemory& fullest = memory.ranks[memory.fullest_rank()];
+  const comm::ArenaShape arena{limits.world_size, fullest.windows};
+  return {.ranks = limits.world_size,
+          .threads_per_rank = config.runtime.threads_per_rank,
+          .memory_bytes = memory.total(),
+          .mapped_bytes =
+              address_space_of_rank(arena.bytes(), memory.shared_weights + fullest.private_weights,
+                                    fullest.kv_cache + fullest.workspace)};
+}
+
 actors::SchedulerLimits serving_limits(const Config& config, const model::ModelConfig& model,
                                        const Load& load, uint8_t observe) {
   actors::SchedulerLimits limits = scheduler_limits(config, model, load, observe);

@@ -57,6 +57,14 @@ void Session::poll(std::chrono::milliseconds timeout) {
   scheduler_.advance();
   world_->poll(timeout);
   scheduler_.advance();
+  const actors::StepStatistics& done = statistics();
+  const actors::SchedulerState now = state();
+  world_->publish({.prompt_tokens = static_cast<uint64_t>(done.prefill_tokens),
+                   .new_tokens = static_cast<uint64_t>(done.decode_tokens),
+                   .running = now.running,
+                   .waiting = now.waiting,
+                   .kv_blocks_in_use = now.blocks_in_use,
+                   .kv_blocks = now.blocks});
 }
 
 void Session::run_until(const std::function<bool()>& done) {

@@ -18,7 +18,10 @@
 #include "comm/flight_recorder.h"
 #include "launcher/failure.h"
 #include "launcher/failure_dump.h"
+#include "launcher/launch_watch.h"
+#include "launcher/machine_facts.h"
 #include "launcher/progress.h"
+#include "launcher/status_server.h"
 #include "launcher/supervisor.h"
 #include "launcher/trace_files.h"
 #include "model/weights.h"
@@ -117,6 +120,8 @@ class World::Impl {
     events_.add(signals_.fd());
     events_.add(endpoint_->poll_fd());
     for (const int fd : supervisor_.poll_fds()) events_.add(fd);
+    const LaunchView seen = view();
+    status_server_.emplace(*arena_, launch_description(seen.sizes, arena_->shape(), seen.pids));
     words_due_ = world_size();
     last_progress_ = steady_clock::now();
     while (words_due_ > 0) poll(kPollInterval);
@@ -126,6 +131,7 @@ class World::Impl {
   }
 
   double load_s() const { return load_s_; }
+  void publish(const comm::LaunchFigures& figures) const { arena_->publish_figures(figures); }
   int poll_fd() const { return events_.fd(); }
   void wake() { events_.wake(); }
   comm::Trace* trace() { return trace_ ? &*trace_ : nullptr; }
@@ -183,6 +189,7 @@ class World::Impl {
     const model::WeightLoader loader(launch_.model_path, model,
                                      model::ParallelLayout(actors::parallel_sizes(launch_), model),
                                      actors::weight_options(launch_));
+    require_resources(model, loader);
     launch_.shared_weight_bytes = loader.shared_bytes();
     arena_.emplace(
         comm::Arena::create({world_size(), static_cast<size_t>(launch_.comm_buffer_bytes),
@@ -193,6 +200,19 @@ class World::Impl {
     const size_t observed = observation_shape_.bytes() * world_size();
     observation_fd_ = create_shared_memory("troupe-observation", observed);
     observation_memory_ = Mapping(observation_fd_.get(), observed, Mapping::Access::kReadOnly);
+  }
+
+  void require_resources(const model::ModelConfig& model, const model::WeightLoader& loader) const {
+    size_t weights = 0;
+    for (int rank = 0; rank < world_size(); ++rank)
+      weights = std::max(weights, loader.private_bytes(rank));
+    const comm::ArenaShape arena{world_size(), static_cast<size_t>(launch_.comm_buffer_bytes)};
+    const size_t kv_section = actors::kv_section_bytes(actors::kv_cache_shape(launch_, model));
+    require_limits({.ranks = world_size(),
+                    .threads_per_rank = launch_.threads_per_rank,
+                    .mapped_bytes = address_space_of_rank(
+                        arena.bytes(), weights + loader.shared_bytes(), kv_section)},
+                   read_machine_facts());
   }
 
   void on_signal(int signal) {
@@ -382,6 +402,7 @@ class World::Impl {
   EventSet events_;
   std::optional<comm::LauncherEndpoint> endpoint_;
   Supervisor supervisor_;
+  std::optional<StatusServer> status_server_;
   std::vector<RankView> ranks_;
   ProgressBar progress_{"loading weights"};
   std::vector<RankFigures> figures_;
@@ -408,6 +429,7 @@ void World::poll(milliseconds timeout) { impl_->poll(timeout); }
 int World::poll_fd() const { return impl_->poll_fd(); }
 comm::Trace* World::trace() const { return impl_->trace(); }
 void World::wake() { impl_->wake(); }
+void World::publish(const comm::LaunchFigures& figures) { impl_->publish(figures); }
 std::vector<RankFigures> World::shut_down() { return impl_->shut_down(); }
 
 }  // namespace troupe::launcher

@@ -94,6 +94,9 @@ class World {
   comm::Trace* trace() const;  // of this process; null if there is none
   void wake();  // makes poll() return, now or the next time it is called; from any thread
 
+  // For those who look on (`troupe status`).
+  void publish(const comm::LaunchFigures& figures);
+
   // Ends the ranks in order; nothing else may be called after it. Figures in order of rank.
   std::vector<RankFigures> shut_down();
 
