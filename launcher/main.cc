@@ -48,6 +48,15 @@ void add_run(CLI::App& app, RunArguments& arguments) {
   command->callback([&] { run_command(arguments); });
 }
 
+void add_chat(CLI::App& app, ChatArguments& arguments) {
+  CLI::App* command = app.add_subcommand("chat", "talk to the model; reads lines from a pipe too");
+  add_config(command, arguments.config);
+  command->add_flag("--raw", arguments.raw, "continue plain text, without chat template");
+  command->add_option("--chat-template", arguments.chat_template,
+                      "this Jinja file instead of the checkpoint's");
+  command->callback([&] { chat_command(arguments); });
+}
+
 void add_score(CLI::App& app, ScoreArguments& arguments) {
   CLI::App* command = app.add_subcommand("score", "log-probabilities and perplexity of a text");
   add_config(command, arguments.config);
@@ -139,6 +148,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   int status = kExitOk;
   std::string log_level = "info";
   RunArguments run;
+  ChatArguments chat;
   ScoreArguments score;
   VerifyArguments verify;
   TokenizeArguments tokenize;
@@ -162,6 +172,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
     layers::active_isa();  // a wrong TROUPE_ISA is told before anything starts
   });
   add_run(app, run);
+  add_chat(app, chat);
   add_score(app, score);
   add_verify(app, verify, status);
   add_tokenize(app, tokenize);

@@ -7,14 +7,10 @@
 
 namespace troupe::launcher {
 
-namespace {
-
 std::string read_text_file(const std::filesystem::path& path) {
   const Mapping file = model::map_input_file(path);
   return {reinterpret_cast<const char*>(file.data()), file.size()};
 }
-
-}  // namespace
 
 std::optional<model::Tokenizer> find_tokenizer(const std::filesystem::path& model_path) {
   if (!std::filesystem::exists(model_path / "tokenizer.json")) return std::nullopt;

@@ -8,11 +8,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <fstream>
 #include <optional>
 
 #include "actors/actor.h"
 #include "actors/rank.h"
-#include "comm/arena.h"
 #include "comm/endpoint.h"
 #include "comm/flight_recorder.h"
 #include "launcher/progress.h"
@@ -86,6 +86,14 @@ class EventSet {
   Fd epoll_, wake_;
 };
 
+// The second number of /proc/PID/statm; 0 when the process is gone.
+double resident_mb(int pid) {
+  std::ifstream statm(fmt::format("/proc/{}/statm", pid));
+  int64_t total_pages = 0, resident_pages = 0;
+  statm >> total_pages >> resident_pages;
+  return static_cast<double>(resident_pages * ::sysconf(_SC_PAGESIZE)) / (1 << 20);
+}
+
 }  // namespace
 
 class World::Impl {
@@ -122,6 +130,15 @@ class World::Impl {
 
   actors::Observation observation(int rank) const {
     return {observation_shape_, observation_memory_.data() + rank * observation_shape_.bytes()};
+  }
+
+  std::vector<RankStatus> rank_status() const {
+    std::vector<RankStatus> ranks;
+    for (int rank = 0; rank < world_size(); ++rank) {
+      const int pid = supervisor_.pid(rank);
+      ranks.push_back({rank, pid, arena_->snapshot(rank), resident_mb(pid)});
+    }
+    return ranks;
   }
 
   void send_plan(int rank, std::span<const std::byte> bytes) {
@@ -370,6 +387,7 @@ World::World(msg::LaunchT launch, const model::ModelConfig& model, Callbacks cal
 World::~World() = default;
 double World::load_s() const { return impl_->load_s(); }
 actors::Observation World::observation(int rank) const { return impl_->observation(rank); }
+std::vector<RankStatus> World::rank_status() const { return impl_->rank_status(); }
 void World::send(int rank, std::span<const std::byte> envelope) {
   impl_->send_plan(rank, envelope);
 }

@@ -18,6 +18,7 @@
 #include "actors/messages/message_generated.h"
 #include "actors/observation.h"
 #include "base/error.h"
+#include "comm/arena.h"
 #include "model/model_config.h"
 
 namespace troupe::launcher {
@@ -47,6 +48,13 @@ struct RankFigures {
   double wait_ms = 0;
 };
 
+// What a rank is doing at this moment.
+struct RankStatus {
+  int rank = 0, pid = 0;
+  comm::ActivitySnapshot activity;
+  double rss_mb = 0;
+};
+
 class World {
  public:
   struct Callbacks {
@@ -65,6 +73,8 @@ class World {
 
   double load_s() const;  // from the spawn to the last rank's Ready
   actors::Observation observation(int rank) const;
+
+  std::vector<RankStatus> rank_status() const;  // in order of rank
 
   // To one rank. Each StepPlan is to be answered by one StepDone within the launch's time limit.
   void send(int rank, std::span<const std::byte> envelope);

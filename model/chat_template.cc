@@ -120,6 +120,11 @@ ChatTemplate ChatTemplate::of_file(const fs::path& file, const fs::path& directo
       std::make_unique<Impl>(read_template(file), file.string(), tokenizer_config(directory)));
 }
 
+bool ChatTemplate::is_in(const fs::path& directory) {
+  return fs::exists(directory / "chat_template.jinja") ||
+         find_template(tokenizer_config(directory)) != nullptr;
+}
+
 ChatTemplate ChatTemplate::of_checkpoint(const fs::path& directory) {
   const fs::path file = directory / "chat_template.jinja";
   if (fs::exists(file)) return of_file(file, directory);

@@ -23,6 +23,8 @@ struct Conversation {
 // file, the line and what is not understood.
 class ChatTemplate {
  public:
+  // Whether of_checkpoint() would find one.
+  static bool is_in(const std::filesystem::path& directory);
   // DIR/chat_template.jinja, or chat_template of DIR/tokenizer_config.json (of several, "default").
   static ChatTemplate of_checkpoint(const std::filesystem::path& directory);
   // `file`, with the special tokens (bos_token, ...) of DIR/tokenizer_config.json.
