@@ -231,6 +231,9 @@ void Chat::show_stats() const {
 
 void Chat::show_ranks() const { tell(ranks_table(model_.session().rank_status())); }
 
-void Chat::show_experts() { tell(expert_map(model_.expert_load(conversation_))); }
+void Chat::show_experts() {
+  if (conversation_.current().empty()) throw_user_error("nothing was said yet");
+  tell(expert_map(model_.expert_load(conversation_)));
+}
 
 }  // namespace troupe::launcher

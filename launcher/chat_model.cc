@@ -82,7 +82,7 @@ std::vector<int32_t> ChatModel::encode(const ChatConversation& conversation) con
     turns.messages = conversation.template_messages();
     ids = tokenizer_->encode(template_->render(turns), false);
   }
-  if (ids.empty()) throw_user_error("nothing to continue: type some text first");
+  if (ids.empty()) throw_user_error("nothing was said yet");
   const auto most = static_cast<size_t>(context());
   if (ids.size() >= most)
     throw_user_error(

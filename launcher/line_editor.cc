@@ -32,6 +32,7 @@ class LineEditor final : public LineReader {
     history_ = ::history_init();
     if (editor_ == nullptr || history_ == nullptr) throw std::runtime_error("libedit: el_init");
     configure();
+    keep_keys();
     load_history();
   }
   ~LineEditor() override {
@@ -92,6 +93,9 @@ class LineEditor final : public LineReader {
     ::el_source(editor_, nullptr);  // ~/.editrc has the last word
   }
 
+  // What is typed while an answer is written is not echoed into it but kept for the next line.
+  void keep_keys() { ::el_set(editor_, EL_PREP_TERM, 1); }
+
   // One line into line_, as the terminal's editor gives it.
   Input edit() {
     end_ = Input::kBytes;
@@ -99,6 +103,7 @@ class LineEditor final : public LineReader {
     int length = 0;
     const char* text = ::el_gets(editor_, &length);
     std::fputs(kPasteModeOff, stderr);
+    keep_keys();
     if (text == nullptr || length <= 0) {
       if (end_ == Input::kCancelled) std::fputs("^C\n", stderr);
       return end_ == Input::kCancelled ? end_ : Input::kEnd;
@@ -142,9 +147,10 @@ class LineEditor final : public LineReader {
     wchar_t character;
     while (!text.ends_with(kPasteEnd)) {
       if (::el_wgetc(editor_, &character) != 1) return CC_EOF;
-      // Terminals send Enter for the end of a line.
-      if (character == L'\n' && text.ends_with(L'\r')) continue;
-      text += character;
+      // Terminals send CR or CRLF for the end of a line; the line discipline may swap the two.
+      const bool pair = (character == L'\n' && text.ends_with(L'\r')) ||
+                        (character == L'\r' && text.ends_with(L'\n'));
+      if (!pair) text += character;
     }
     text.resize(text.size() - kPasteEnd.size());
     std::ranges::replace(text, L'\r', L'\n');

@@ -62,7 +62,8 @@ TEST_F(ChatTerminal, CtrlCStopsTheAnswerAndKeepsTheSession) {
   chat.type("/set max_new_tokens 3\r");
   chat.read_until(kPrompt);
   chat.type("/stats\r");
-  EXPECT_CONTAINS(chat.read_until(kPrompt), "session: 1 answers");
+  chat.read_until("session: 1 answers");
+  chat.read_until(kPrompt);
   chat.type("\004");
   EXPECT_EQ(chat.wait(), 0);
 }
@@ -84,7 +85,7 @@ TEST_F(ChatTerminal, PastedLinesAreOneMessageAndCommandsInsideAreText) {
   chat.type("\r");
   chat.read_until(kPrompt);
   chat.type("/history\r");
-  EXPECT_CONTAINS(chat.read_until("assistant:"), "user: first\r\n/quit\r\nça va\r\n");
+  chat.read_until("user: first\r\n/quit\r\nça va\r\nassistant:");
 }
 
 TEST_F(ChatTerminal, KeepsTheHistoryForTheNextStart) {
@@ -103,25 +104,28 @@ TEST_F(ChatTerminal, KeepsTheHistoryForTheNextStart) {
   chat.type("\r");
   chat.read_until(kPrompt);
   chat.type("/set\r");
-  EXPECT_CONTAINS(chat.read_until(kPrompt), "top_k                12");
+  chat.read_until("top_k                12");
 }
 
 TEST_F(ChatTerminal, TabCompletesCommands) {
   TerminalProcess chat(arguments(), environment());
   chat.read_until(kPrompt);
   chat.type("/exp\t\r");
-  EXPECT_CONTAINS(chat.read_until(kPrompt), "/experts");
+  chat.read_until("nothing was said");
+  chat.read_until(kPrompt);
   chat.type("/h\t");
-  EXPECT_CONTAINS(chat.read_until("/history"), "/help");
+  chat.read_until("/help  /history");
 }
 
 TEST_F(ChatTerminal, TellsAMistakeAndGoesOn) {
   TerminalProcess chat(arguments(), environment());
   chat.read_until(kPrompt);
   chat.type("/hsitory\r");
-  EXPECT_CONTAINS(chat.read_until(kPrompt), "did you mean /history?");
+  chat.read_until("did you mean /history?");
+  chat.read_until(kPrompt);
   chat.type("/load /no/such.json\r");
-  EXPECT_CONTAINS(chat.read_until(kPrompt), "/no/such.json: cannot be opened");
+  chat.read_until("/no/such.json: cannot be opened");
+  chat.read_until(kPrompt);
   chat.type("\004");
   EXPECT_EQ(chat.wait(), 0);
 }
@@ -134,7 +138,8 @@ TEST_F(ChatTerminal, ARankThatDiesWhileNobodyTypesIsToldAtOnce) {
   const size_t row = table.find("\n   1 ");
   ASSERT_NE(row, std::string::npos) << table;
   ::kill(std::stoi(table.substr(row + 6)), SIGKILL);
-  EXPECT_CONTAINS(chat.read_until("SIGKILL"), "rank 1");
+  chat.read_until("rank 1");
+  chat.read_until("SIGKILL");
   EXPECT_EQ(chat.wait(), 3);
 }
 
