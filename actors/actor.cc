@@ -47,6 +47,11 @@ Actor::Actor(Mailbox& mailbox, msg::ActorKind kind)
 
 flatbuffers::FlatBufferBuilder& Actor::builder() { return mailbox_.builder(); }
 
+comm::Trace* Actor::trace() const { return mailbox_.trace(); }
+
+static_assert(static_cast<int>(msg::ActorKind::MAX) + 1 == comm::kTraceTracks &&
+              static_cast<int>(msg::ActorKind::Mtp) == static_cast<int>(comm::TraceTrack::kMtp));
+
 void Actor::post(const msg::Address& to, msg::Body type, flatbuffers::Offset<void> body) {
   builder().Finish(msg::CreateEnvelope(builder(), &address_, &to, type, body));
   mailbox_.post(to);
@@ -60,6 +65,8 @@ void Actor::not_heard() const {
 
 void Actor::receive(const msg::Envelope& envelope) {
   current_ = &envelope;
+  if (comm::Trace* trace = mailbox_.trace())
+    trace->set_track(static_cast<comm::TraceTrack>(address_.kind()));
   switch (envelope.body_type()) {  // no default: the compiler names a message nobody handles
     case msg::Body::StepPlan:
       return on(*envelope.body_as_StepPlan());

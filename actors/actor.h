@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "actors/messages/message_generated.h"
+#include "comm/trace.h"
 
 namespace troupe::actors {
 
@@ -60,6 +61,7 @@ class Actor {
     post(to, msg::BodyTraits<Message>::enum_value, body.Union());
   }
   msg::Address neighbour(msg::ActorKind kind) const { return {address_.rank(), kind}; }
+  comm::Trace* trace() const;  // of this process, null if the launch is not traced
 
  private:
   void post(const msg::Address& to, msg::Body type, flatbuffers::Offset<void> body);
@@ -78,6 +80,9 @@ class Mailbox {
   Mailbox(int rank, SendRemote send_remote);
 
   int rank() const { return rank_; }
+  // Shows which actor handles a message. Null: nothing does.
+  void trace_to(comm::Trace* trace) { trace_ = trace; }
+  comm::Trace* trace() const { return trace_; }
   flatbuffers::FlatBufferBuilder& builder() { return builder_; }
   void add(Actor& actor);
 
@@ -97,6 +102,7 @@ class Mailbox {
 
   int rank_;
   SendRemote send_remote_;
+  comm::Trace* trace_ = nullptr;
   flatbuffers::FlatBufferBuilder builder_;
   std::vector<Actor*> actors_;
   std::array<Slot, kSlots> slots_;

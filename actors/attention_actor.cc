@@ -5,21 +5,27 @@
 #include "layers/bias.h"
 #include "layers/linear.h"
 #include "layers/rms_norm.h"
+#include "layers/team.h"
 
 namespace troupe::actors {
 
+using comm::TraceOp;
 using layers::Rounding;
 
 void add_rows(Matrix<float> residual, Matrix<const float> addend, Rounding rounding) {
-  for (int64_t r = 0; r < residual.rows; ++r) {
-    float* out = residual.row(r);
-    const float* in = addend.row(r);
-    if (rounding == Rounding::kBf16) {
-      for (int64_t i = 0; i < residual.cols; ++i) out[i] = round_to_bf16(out[i] + in[i]);
-    } else {
-      for (int64_t i = 0; i < residual.cols; ++i) out[i] += in[i];
-    }
-  }
+  layers::parallel_for(residual.rows, layers::row_grain(residual.cols),
+                       [&](int64_t begin, int64_t end) {
+                         for (int64_t r = begin; r < end; ++r) {
+                           float* out = residual.row(r);
+                           const float* in = addend.row(r);
+                           if (rounding == Rounding::kBf16) {
+                             for (int64_t i = 0; i < residual.cols; ++i)
+                               out[i] = round_to_bf16(out[i] + in[i]);
+                           } else {
+                             for (int64_t i = 0; i < residual.cols; ++i) out[i] += in[i];
+                           }
+                         }
+                       });
 }
 
 AttentionActor::AttentionActor(Mailbox& mailbox, const RankContext& context)
@@ -88,8 +94,10 @@ void AttentionActor::on(const msg::StepPlan& plan) {
   observe_layers_ = (plan.observe() & static_cast<uint8_t>(msg::Observe::Layers)) != 0;
   take_plan(plan);
   const int64_t rows = forward_.hidden.rows();
+  comm::TraceSpan span(trace(), TraceOp::kEmbedding, forward_.own.size());
   embedding_.lookup(std::span(step_tokens_).subspan(forward_.own.begin, forward_.own.size()),
                     context_.workspace.floats(slice_rows(forward_.hidden, forward_.own)));
+  span.end();
   begin_forward(context_.workspace.ints(first_rows(sequences_, rows)),
                 context_.workspace.ints(first_rows(positions_, rows)));
 }
@@ -157,22 +165,31 @@ void AttentionActor::run_layer() {
   context_.communicator.enter_layer(forward_.layer);
   const model::LayerWeights& weights = layer_weights(forward_.layer);
   const int64_t rows = forward_.own.size();
+  const auto span = context_.span(TraceOp::kAttention, rows);
   const msg::Tensor hidden_tensor = slice_rows(forward_.hidden, forward_.own);
   const msg::Tensor normed_tensor = first_rows(normed_, rows);
   const Matrix<float> hidden = context_.workspace.floats(hidden_tensor);
   const Matrix<float> normed = context_.workspace.floats(normed_tensor);
   const Matrix<float> projected = context_.workspace.floats(first_rows(projected_, rows));
-  const float eps = context_.config.rms_norm_eps;
 
-  layers::rms_norm(hidden, weights.input_norm, eps, normed, context_.rounding);
+  norm(hidden, weights.input_norm, normed);
   run_attention(weights.attention, group_rows_.gather(normed, context_.row_format()), projected);
-  add_rows(hidden, projected, context_.rounding);
+  {
+    const auto residual = context_.span(TraceOp::kResidual, rows);
+    add_rows(hidden, projected, context_.rounding);
+  }
   show_hidden(LayerStage::kAttention);
-  layers::rms_norm(hidden, weights.post_attention_norm, eps, normed, context_.rounding);
+  norm(hidden, weights.post_attention_norm, normed);
 
   send(neighbour(msg::ActorKind::Moe),
        msg::CreateFeedForward(builder(), forward_.layer, forward_.max_rows, &normed_tensor,
                               &hidden_tensor, &world_rows_));
+}
+
+void AttentionActor::norm(Matrix<const float> rows, std::span<const float> weight,
+                          Matrix<float> out) const {
+  const auto span = context_.span(TraceOp::kRmsNorm, rows.rows);
+  layers::rms_norm(rows, weight, context_.config.rms_norm_eps, out, context_.rounding);
 }
 
 void AttentionActor::run_attention(const model::AttentionWeights& weights,
@@ -201,6 +218,7 @@ Matrix<const float> AttentionActor::heads_to_rows(Matrix<const float> heads_out)
 // rows' owners), or after heads became rows: by o_proj_tp, or whole on every rank.
 void AttentionActor::project_output(const model::AttentionWeights& weights,
                                     Matrix<const float> heads_out, Matrix<float> out) {
+  const auto span = context_.span(TraceOp::kOutputProjection, out.rows);
   const bool by_heads = o_proj_rows_.size() == group_rows_.size();
   Matrix<const float> inputs = by_heads ? heads_out : heads_to_rows(heads_out);
   if (!by_heads && o_proj_rows_.size() > 1) {

@@ -37,6 +37,7 @@ class AttentionActor final : public Actor {
   // The rows' positions decide rope angles and what attention may see.
   void begin_forward(Matrix<const int32_t> sequences, Matrix<const int32_t> positions);
   void run_layer();
+  void norm(Matrix<const float> rows, std::span<const float> weight, Matrix<float> out) const;
   // Attention of all rows of the group, o_proj of the own ones.
   void run_attention(const model::AttentionWeights& weights, Matrix<const float> normed,
                      Matrix<float> out);

@@ -40,6 +40,7 @@ class DpRank {
   void remove_ended(std::vector<Sequence*>& ended);
 
   const BlockPool& pool() const { return pool_; }
+  int running() const { return static_cast<int>(running_.size()); }
 
  private:
   int key_tokens() const { return limits_.block_size + (limits_.run_mtp ? 1 : 0); }

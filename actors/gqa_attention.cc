@@ -8,6 +8,7 @@
 
 namespace troupe::actors {
 
+using comm::TraceOp;
 using layers::Rounding;
 
 GqaAttention::GqaAttention(const RankContext& context) : context_(context), rotary_(context) {
@@ -39,6 +40,7 @@ Matrix<float> GqaAttention::attend(int layer, const model::AttentionWeights& wei
   const int64_t query_width = int64_t{shape_.num_heads} * shape_.head_dim;
   write_keys_and_values(layer, qkv.columns_from(query_width, qkv.cols - query_width));
   const Matrix<float> heads_out = context_.workspace.floats(first_rows(heads_out_, normed.rows));
+  const auto span = context_.span(TraceOp::kAttend, normed.rows);
   layers::gqa_attention(shape_, context_.kv_cache, layer, context_.config.window_of(layer),
                         weights.gqa->sinks, queries_, qkv.columns_from(0, query_width), heads_out);
   round_rows(heads_out, heads_out, context_.rounding);
@@ -46,6 +48,7 @@ Matrix<float> GqaAttention::attend(int layer, const model::AttentionWeights& wei
 }
 
 Matrix<float> GqaAttention::project(const model::GqaWeights& weights, Matrix<const float> normed) {
+  const auto span = context_.span(TraceOp::kQueryProjection, normed.rows);
   const Matrix<float> qkv = context_.workspace.floats(first_rows(qkv_, normed.rows));
   const layers::PreparedRows inputs = inputs_.prepare(weights.qkv, normed, context_.rounding);
   if (weights.qkv_bias.empty()) {
@@ -75,6 +78,7 @@ void GqaAttention::norm_heads(std::span<const float> weight, Matrix<float> heads
 
 // All ranks have rows of one width; a rank with fewer kv heads than another leaves its rows' ends.
 void GqaAttention::write_keys_and_values(int layer, Matrix<const float> keys_and_values) {
+  const auto span = context_.span(TraceOp::kKvProjection, keys_and_values.rows);
   const Matrix<float> row = context_.workspace.floats(cache_row_);
   for (int64_t r = 0; r < keys_and_values.rows; ++r) {
     std::memcpy(row.data, keys_and_values.row(r), keys_and_values.cols * sizeof(float));

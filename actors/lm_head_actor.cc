@@ -140,6 +140,7 @@ void LmHeadActor::sample_rows(Matrix<const float> normed) {
                    [&](int i, std::span<const float> logits) {
                      const Wanted& wanted = wanted_[own.begin + i];
                      Found& found = found_[own.begin + i];
+                     const auto span = context_.span(comm::TraceOp::kSample, 1);
                      found = consume(wanted, logits);
                      if (wants_best) best_[own.begin + i] = best_of(wanted, logits, found.token);
                      if (observes(msg::Observe::Logits))
@@ -205,6 +206,7 @@ void LmHeadActor::verify_drafts() {
 
 void LmHeadActor::on(const msg::LayersDone& done) {
   const Matrix<float> hidden = context_.workspace.floats(*done.hidden());
+  const auto span = context_.span(comm::TraceOp::kLogits, hidden.rows);
   const msg::Tensor normed_tensor = first_rows(normed_, hidden.rows);
   const Matrix<float> normed = context_.workspace.floats(normed_tensor);
   layers::rms_norm(hidden, context_.weights.final_norm, context_.config.rms_norm_eps, normed,
@@ -220,6 +222,7 @@ void LmHeadActor::on(const msg::LayersDone& done) {
 
 void LmHeadActor::on(const msg::DraftRows& rows) {
   const Matrix<float> normed = context_.workspace.floats(*rows.normed());
+  const auto span = context_.span(comm::TraceOp::kLogits, normed.rows);
   const msg::Tensor tokens_tensor = first_rows(draft_tokens_, normed.rows);
   const model::Range own = own_slice(normed.rows);
   picks_.resize(own.size());
@@ -227,6 +230,7 @@ void LmHeadActor::on(const msg::DraftRows& rows) {
   found_.assign(normed.rows, {});
   logits_.for_each(context_.weights.mtp->head, normed, picks_, rows.observed() ? 0 : 1,
                    [&](int i, std::span<const float> logits) {
+                     const auto sample = context_.span(comm::TraceOp::kSample, 1);
                      found_[own.begin + i].token = layers::argmax(logits);
                      if (rows.observed())
                        std::memcpy(context_.observation.mtp_logits().row(i), logits.data(),

@@ -4,9 +4,11 @@
 
 #include "layers/linear.h"
 #include "layers/rms_norm.h"
+#include "layers/team.h"
 
 namespace troupe::actors {
 
+using comm::TraceOp;
 using layers::Rounding;
 
 MlaAttention::MlaAttention(const RankContext& context) : context_(context), rotary_(context) {
@@ -43,7 +45,9 @@ Matrix<float> MlaAttention::attend(int layer, const model::AttentionWeights& wei
   write_latents(layer, mla, normed);
   const Matrix<float> absorbed = absorb(mla, query);
   const Matrix<float> attended = context_.workspace.floats(first_rows(attended_, normed.rows));
+  comm::TraceSpan span = context_.span(TraceOp::kAttend, normed.rows);
   layers::mla_attention(shape_, context_.kv_cache, layer, queries_, absorbed, attended);
+  span.end();
   return to_values(mla, attended);
 }
 
@@ -54,6 +58,7 @@ layers::PreparedRows MlaAttention::prepare(const model::PackedMatrix& weight,
 
 Matrix<float> MlaAttention::project_query(const model::MlaWeights& weights,
                                           Matrix<const float> normed) {
+  const auto span = context_.span(TraceOp::kQueryProjection, normed.rows);
   const model::ModelConfig& c = context_.config;
   const Matrix<float> query = context_.workspace.floats(first_rows(query_, normed.rows));
   if (c.q_lora_rank > 0) {
@@ -71,18 +76,23 @@ Matrix<float> MlaAttention::project_query(const model::MlaWeights& weights,
 
 void MlaAttention::write_latents(int layer, const model::MlaWeights& weights,
                                  Matrix<const float> normed) {
+  const auto span = context_.span(TraceOp::kKvProjection, normed.rows);
   const model::ModelConfig& c = context_.config;
   const Matrix<float> latent = context_.workspace.floats(first_rows(latent_, normed.rows));
   layers::linear(weights.kv_a, prepare(weights.kv_a, normed), latent, context_.rounding);
   const Matrix<float> compressed = latent.columns_from(0, c.kv_lora_rank);
   layers::rms_norm(compressed, weights.kv_a_norm, c.rms_norm_eps, compressed, context_.rounding);
   rotary_.rotate(latent.columns_from(c.kv_lora_rank, c.qk_rope_head_dim), 1, c.qk_rope_head_dim);
-  for (int64_t r = 0; r < latent.rows; ++r)
-    context_.kv_cache.write(layer, queries_[r].block_table, queries_[r].position,
-                            {latent.row(r), static_cast<size_t>(latent.cols)});
+  layers::parallel_for(
+      latent.rows, layers::row_grain(latent.cols), [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r)
+          context_.kv_cache.write(layer, queries_[r].block_table, queries_[r].position,
+                                  {latent.row(r), static_cast<size_t>(latent.cols)});
+      });
 }
 
 Matrix<float> MlaAttention::absorb(const model::MlaWeights& weights, Matrix<const float> query) {
+  const auto span = context_.span(TraceOp::kAbsorb, query.rows);
   const model::ModelConfig& c = context_.config;
   const Matrix<float> absorbed = context_.workspace.floats(first_rows(absorbed_, query.rows));
   jobs_.clear();
@@ -94,10 +104,15 @@ Matrix<float> MlaAttention::absorb(const model::MlaWeights& weights, Matrix<cons
          head_inputs_[h].prepare(weights.w_uk[h], from.columns_from(0, c.qk_nope_head_dim),
                                  context_.rounding),
          to.columns_from(0, c.kv_lora_rank)});
-    for (int64_t r = 0; r < query.rows; ++r)
-      std::memcpy(to.row(r) + c.kv_lora_rank, from.row(r) + c.qk_nope_head_dim,
-                  c.qk_rope_head_dim * sizeof(float));
   }
+  const int64_t rotated = int64_t{shape_.num_heads} * c.qk_rope_head_dim;
+  layers::parallel_for(query.rows, layers::row_grain(rotated), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      for (int h = 0; h < shape_.num_heads; ++h)
+        std::memcpy(absorbed.row(r) + h * c.kv_width() + c.kv_lora_rank,
+                    query.row(r) + h * c.qk_head_dim() + c.qk_nope_head_dim,
+                    c.qk_rope_head_dim * sizeof(float));
+  });
   layers::grouped_linear(jobs_, Rounding::kNone);
   return absorbed;
 }
@@ -105,6 +120,7 @@ Matrix<float> MlaAttention::absorb(const model::MlaWeights& weights, Matrix<cons
 // What attention summed is not rounded to bf16: products of fp32 inputs, or of int8 ones.
 Matrix<float> MlaAttention::to_values(const model::MlaWeights& weights,
                                       Matrix<const float> attended) {
+  const auto span = context_.span(TraceOp::kValueProjection, attended.rows);
   const model::ModelConfig& c = context_.config;
   const Matrix<float> heads_out = context_.workspace.floats(first_rows(heads_out_, attended.rows));
   jobs_.clear();

@@ -15,6 +15,7 @@
 
 namespace troupe::actors {
 
+using comm::TraceOp;
 using layers::Rounding;
 
 namespace {
@@ -27,6 +28,32 @@ std::unique_ptr<comm::MoeExchange> make_exchange(comm::ProcessGroup& group, bool
                                                  const comm::MoeExchangeShape& shape) {
   if (double_routing) return std::make_unique<comm::DoubleRouting>(group, shape);
   return std::make_unique<comm::FusedExchange>(group, shape);
+}
+
+// What is added to a token's row: `weight` times a row as it travelled.
+struct Term {
+  const std::byte* row;
+  RowFormat format;
+  float weight;
+};
+
+constexpr int64_t kSumColumns = 512;
+
+// sum[i] = the sum of all terms at column first + i, in their order. term(0) to term(count - 1).
+template <class TermAt>
+void sum_answers(int count, const TermAt& term, int64_t first, std::span<float> sum) {
+  float part[kSumColumns];
+  for (size_t begin = 0; begin < sum.size(); begin += kSumColumns) {
+    const std::span<float> columns =
+        sum.subspan(begin, std::min<size_t>(kSumColumns, sum.size() - begin));
+    std::ranges::fill(columns, 0.0f);
+    for (int t = 0; t < count; ++t) {
+      const Term& from = term(t);
+      const size_t offset = (static_cast<size_t>(first) + begin) * element_bytes(from.format);
+      unpack_row(from.row + offset, from.format, std::span(part).first(columns.size()));
+      for (size_t i = 0; i < columns.size(); ++i) columns[i] += from.weight * part[i];
+    }
+  }
 }
 
 // Ids travel as the bits of fp32 rows, which are copied and never computed with.
@@ -90,6 +117,7 @@ void MoeActor::allocate_for_experts() {
   gate_logits_ = rows(context_.max_rows, c.n_routed_experts);
   topk_ids_ = rows(context_.max_rows, c.gate.topk);
   topk_weights_ = rows(context_.max_rows, c.gate.topk);
+  expert_order_ = rows(context_.max_rows, c.gate.topk);
   expert_in_ = rows(kExpertRows, c.hidden_size);
   expert_out_ = rows(kExpertRows, c.hidden_size);
   expert_arrivals_.reserve(kExpertRows);
@@ -98,12 +126,10 @@ void MoeActor::allocate_for_experts() {
   down_jobs_.reserve(kExpertRows);
   payload_ = rows(union_rows, static_cast<int64_t>(packed / sizeof(float)));
   if (per_rank()) partial_sums_ = rows(union_rows * ep, c.hidden_size);
-  answers_ = rows(answer_rows_, c.hidden_size);
   if (moe_tp > 1) {
     union_answers_ = rows(union_rows * answer_rows_, c.hidden_size);
     own_answers_ = rows(chunk_rows_ * answer_rows_, c.hidden_size);
   }
-  expert_order_.resize(c.gate.topk);
   chunk_rows_of_.resize(context_.communicator.world_size());
   answer_rows_of_.resize(context_.communicator.world_size());
 }
@@ -114,6 +140,7 @@ void MoeActor::on(const msg::StepPlan& plan) {
 
 void MoeActor::on(const msg::FeedForward& message) {
   const int layer = message.layer();
+  const auto span = context_.span(TraceOp::kFeedForward, message.hidden()->rows());
   const model::LayerWeights& weights =
       layer == context_.mtp_layer() ? context_.weights.mtp->layer : context_.weights.layers[layer];
   const Matrix<int32_t> world_rows = context_.workspace.ints(*message.world_rows());
@@ -155,6 +182,7 @@ void MoeActor::activate(Matrix<const float> gate_up, Matrix<float> out) {
 
 void MoeActor::run_mlp(const model::MlpWeights& weights, RowExchange& group, Matrix<const float> x,
                        Matrix<float> y) {
+  const auto span = context_.span(TraceOp::kMlp, x.rows);
   const Matrix<const float> all = group.gather(x, context_.row_format());
   const Matrix<float> partial = context_.workspace.floats(first_rows(mlp_partial_, all.rows));
   mlp_part(weights, all, partial);
@@ -162,6 +190,7 @@ void MoeActor::run_mlp(const model::MlpWeights& weights, RowExchange& group, Mat
 }
 
 void MoeActor::route(const model::MoeWeights& weights, int layer, Matrix<const float> normed) {
+  const auto span = context_.span(TraceOp::kGate, normed.rows);
   const Workspace& workspace = context_.workspace;
   const Matrix<float> logits = workspace.floats(first_rows(gate_logits_, normed.rows));
   const Matrix<int32_t> ids = workspace.ints(first_rows(topk_ids_, normed.rows));
@@ -170,6 +199,12 @@ void MoeActor::route(const model::MoeWeights& weights, int layer, Matrix<const f
                  Rounding::kNone);
   if (!weights.router_bias.empty()) layers::add_bias(logits, weights.router_bias, Rounding::kNone);
   layers::topk_gate(context_.config.gate, logits, weights.gate_bias, ids, scores);
+  const Matrix<int32_t> order = workspace.ints(first_rows(expert_order_, normed.rows));
+  for (int64_t r = 0; r < order.rows; ++r) {
+    const std::span<int32_t> row(order.row(r), static_cast<size_t>(order.cols));
+    std::iota(row.begin(), row.end(), 0);
+    std::ranges::sort(row, {}, [&](int32_t j) { return ids.row(r)[j]; });
+  }
   if (observe_router_) {
     const size_t bytes = ids.rows * ids.cols * sizeof(float);
     std::memcpy(context_.observation.router_ids(layer).data, ids.data, bytes);
@@ -212,12 +247,14 @@ void MoeActor::run_shared_expert(const model::MoeWeights& weights, Matrix<const 
 void MoeActor::run_whole_shared_expert(const model::MoeWeights& weights, Matrix<const float> own,
                                        Matrix<float> out) {
   if (!weights.shared || shared_rows_.size() > 1) return;
+  const auto span = context_.span(TraceOp::kSharedExpert, own.rows);
   const Matrix<float> partial = context_.workspace.floats(first_rows(mlp_partial_, own.rows));
   mlp_part(*weights.shared, own, partial);
   round_rows(partial, out, context_.rounding);
 }
 
 comm::MoeExchange::Tokens MoeActor::chunk_tokens(Matrix<const float> own, int64_t first) {
+  const auto span = context_.span(TraceOp::kPackRows, own.rows);
   const Workspace& workspace = context_.workspace;
   Matrix<const float> rows = moe_tp_rows_.gather(own, context_.row_format());
   const Matrix<const int32_t> own_ids =
@@ -228,9 +265,11 @@ comm::MoeExchange::Tokens MoeActor::chunk_tokens(Matrix<const float> own, int64_
   if (per_rank()) weights = moe_tp_weights_.gather(weights, RowFormat::kF32);
 
   const Matrix<float> payload = workspace.floats(first_rows(payload_, rows.rows));
-  for (int64_t r = 0; r < rows.rows; ++r)
-    pack_payload({rows.row(r), static_cast<size_t>(rows.cols)}, payload_format_,
-                 reinterpret_cast<std::byte*>(payload.row(r)));
+  layers::parallel_for(rows.rows, layers::row_grain(rows.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      pack_payload({rows.row(r), static_cast<size_t>(rows.cols)}, payload_format_,
+                   reinterpret_cast<std::byte*>(payload.row(r)));
+  });
   const auto choices = static_cast<size_t>(ids.rows * ids.cols);
   return {.rows = reinterpret_cast<const std::byte*>(payload.data),
           .row_stride = payload.stride * static_cast<int64_t>(sizeof(float)),
@@ -260,6 +299,8 @@ void MoeActor::run_chunk(const model::MoeWeights& weights, Matrix<const float> n
 }
 
 void MoeActor::run_experts(const model::MoeWeights& weights) {
+  const auto span = context_.span(TraceOp::kExperts, exchange_->total_arrivals());
+  count_expert_rows();
   const Matrix<float> sums = context_.workspace.floats(partial_sums_);
   const int sources = context_.groups->expert_parallel.size();
   if (per_rank()) std::fill_n(sums.data, exchange_->first_result(sources) * sums.cols, 0.0f);
@@ -271,6 +312,14 @@ void MoeActor::run_experts(const model::MoeWeights& weights) {
     for (int64_t slot = 0; slot < exchange_->num_results(source); ++slot)
       pack_row({sums.row(exchange_->first_result(source) + slot), static_cast<size_t>(sums.cols)},
                result_format_, exchange_->result_row(source, slot));
+}
+
+void MoeActor::count_expert_rows() {
+  comm::Trace* trace = context_.communicator.trace();
+  if (trace == nullptr) return;
+  for (int e = 0; e < exchange_->num_local_experts(); ++e)
+    if (const auto rows = std::ssize(exchange_->arrivals(e)); rows > 0)
+      trace->add_expert_rows(exchange_->first_local_expert() + e, rows);
 }
 
 void MoeActor::add_expert_rows(const model::MlpWeights& weights,
@@ -362,36 +411,42 @@ void MoeActor::keep_results(Matrix<const float> out) {
 }
 
 // kPerExpert: the rows as they came, in the order of topk_ids. kPerRank: their sum.
-void MoeActor::unpack_answers(int64_t token, Matrix<float> rows) {
+void MoeActor::unpack_answers(int64_t token, Matrix<float> rows) const {
   const auto hidden_size = static_cast<size_t>(rows.cols);
   if (!per_rank()) {
     for (int j = 0; j < answer_rows_; ++j)
       unpack_row(exchange_->answer(token, j), result_format_, {rows.row(j), hidden_size});
     return;
   }
-  const Matrix<float> part = context_.workspace.floats(first_rows(expert_out_, 1));
-  std::fill_n(rows.data, hidden_size, 0.0f);
-  for (int i = 0; i < exchange_->num_answers(token); ++i) {
-    unpack_row(exchange_->answer(token, i), result_format_, {part.data, hidden_size});
-    for (size_t k = 0; k < hidden_size; ++k) rows.data[k] += part.data[k];
-  }
+  sum_answers(exchange_->num_answers(token),
+              [&](int i) {
+                return Term{exchange_->answer(token, i), result_format_, 1};
+              },
+              0, {rows.data, hidden_size});
 }
 
 void MoeActor::add_answers(Matrix<const float> shared, Matrix<float> hidden, int64_t first,
                            int64_t done, int64_t taken) {
+  const auto span = context_.span(TraceOp::kAddExperts, taken);
+  const auto parallel_tokens = [&](int64_t tokens, const auto& body) {
+    const int64_t grain = layers::row_grain(answer_rows_ * hidden.cols);
+    layers::parallel_for(tokens, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) body(t);
+    });
+  };
   const auto shared_row = [&](int64_t row) { return shared.data ? shared.row(row) : nullptr; };
   if (moe_tp_rows_.size() == 1) {
-    const Matrix<float> rows = context_.workspace.floats(answers_);
-    for (int64_t t = 0; t < taken; ++t) {
-      unpack_answers(t, rows);
-      add_token(rows, shared_row(done + t), hidden, first + done + t);
-    }
+    parallel_tokens(taken, [&](int64_t t) {
+      const auto answer = [&](int i) { return exchange_->answer(t, i); };
+      const int count = per_rank() ? exchange_->num_answers(t) : answer_rows_;
+      add_token(answer, count, result_format_, shared_row(done + t), hidden, first + done + t);
+    });
     return;
   }
   const Matrix<float> all =
       context_.workspace.floats(first_rows(union_answers_, taken * answer_rows_));
-  for (int64_t t = 0; t < taken; ++t)
-    unpack_answers(t, all.rows_from(t * answer_rows_, answer_rows_));
+  parallel_tokens(
+      taken, [&](int64_t t) { unpack_answers(t, all.rows_from(t * answer_rows_, answer_rows_)); });
   // Of the tokens [done, done + taken) of all moe_tp ranks each rank gets its own.
   const auto in_round = [&](int64_t row) { return std::clamp(row - done, int64_t{0}, taken); };
   for (int r = 0; r < moe_tp_rows_.size(); ++r) {
@@ -405,36 +460,43 @@ void MoeActor::add_answers(Matrix<const float> shared, Matrix<float> hidden, int
   moe_tp_results_.scatter_sum(all, own, per_rank() ? Rounding::kNone : context_.rounding);
   const int64_t begin =
       std::max<int64_t>(0, done - moe_tp_rows_.offset(moe_tp_rows_.group().rank()));
-  for (int64_t t = 0; t < own.rows / answer_rows_; ++t)
-    add_token(own.rows_from(t * answer_rows_, answer_rows_), shared_row(begin + t), hidden,
+  parallel_tokens(own.rows / answer_rows_, [&](int64_t t) {
+    const auto answer = [&](int i) {
+      return reinterpret_cast<const std::byte*>(own.row(t * answer_rows_ + i));
+    };
+    add_token(answer, answer_rows_, RowFormat::kF32, shared_row(begin + t), hidden,
               first + begin + t);
+  });
 }
 
 // hidden += sum over the token's experts in ascending id of weight * result, then of weight *
 // down_bias, + shared, in fp32 with one rounding: the order does not depend on which rank computed
-// what.
-void MoeActor::add_token(Matrix<const float> results, const float* shared, Matrix<float> hidden,
-                         int64_t row) {
-  const int32_t* experts = context_.workspace.ints(topk_ids_).row(row);
-  const float* scores = context_.workspace.floats(topk_weights_).row(row);
-  std::iota(expert_order_.begin(), expert_order_.end(), 0);
-  std::ranges::sort(expert_order_, {}, [&](int j) { return experts[j]; });
-  const Matrix<float> sum = context_.workspace.floats(first_rows(expert_out_, 1));
-  if (per_rank()) {
-    std::copy_n(results.data, sum.cols, sum.data);
-  } else {
-    std::fill_n(sum.data, sum.cols, 0.0f);
-    for (const int j : expert_order_)
-      for (int64_t i = 0; i < sum.cols; ++i) sum.data[i] += scores[j] * results.row(j)[i];
+// what. kPerRank: the results are sums of a rank, in the order of ranks.
+template <class Answer>
+void MoeActor::add_token(const Answer& answer, int count, RowFormat format, const float* shared,
+                         Matrix<float> hidden, int64_t row) const {
+  const Workspace& workspace = context_.workspace;
+  const int32_t* experts = workspace.ints(topk_ids_).row(row);
+  const int32_t* order = workspace.ints(expert_order_).row(row);
+  const float* scores = workspace.floats(topk_weights_).row(row);
+  const auto term = [&](int i) {
+    return per_rank() ? Term{answer(i), format, 1}
+                      : Term{answer(order[i]), format, scores[order[i]]};
+  };
+  float sum[kSumColumns];
+  for (int64_t first = 0; first < hidden.cols; first += kSumColumns) {
+    const int64_t columns = std::min(kSumColumns, hidden.cols - first);
+    sum_answers(count, term, first, {sum, static_cast<size_t>(columns)});
+    if (!down_bias_.empty())
+      for (int64_t j = 0; j < topk_ids_.cols(); ++j)
+        for (int64_t i = 0; i < columns; ++i)
+          sum[i] += scores[order[j]] * down_bias_[experts[order[j]] * hidden.cols + first + i];
+    if (shared != nullptr)
+      for (int64_t i = 0; i < columns; ++i) sum[i] += shared[first + i];
+    const Matrix<float> addend(sum, 1, columns);
+    round_rows(addend, addend, context_.rounding);
+    add_rows(hidden.rows_from(row, 1).columns_from(first, columns), addend, context_.rounding);
   }
-  if (!down_bias_.empty())
-    for (const int j : expert_order_)
-      for (int64_t i = 0; i < sum.cols; ++i)
-        sum.data[i] += scores[j] * down_bias_[experts[j] * sum.cols + i];
-  if (shared != nullptr)
-    for (int64_t i = 0; i < sum.cols; ++i) sum.data[i] += shared[i];
-  round_rows(sum, sum, context_.rounding);
-  add_rows(hidden.rows_from(row, 1), sum, context_.rounding);
 }
 
 }  // namespace troupe::actors

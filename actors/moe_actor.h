@@ -57,6 +57,7 @@ class MoeActor final : public Actor {
   void run_whole_shared_expert(const model::MoeWeights& weights, Matrix<const float> own,
                                Matrix<float> out);
   void run_experts(const model::MoeWeights& weights);
+  void count_expert_rows();  // in the trace
   // The experts' rows are collected, kExpertRows at a time, and computed together.
   void add_expert_rows(const model::MlpWeights& weights,
                        std::span<const comm::MoeExchange::Arrival> rows);
@@ -67,9 +68,11 @@ class MoeActor final : public Actor {
   // answered: to those of them that are this rank's own.
   void add_answers(Matrix<const float> shared, Matrix<float> hidden, int64_t first, int64_t done,
                    int64_t taken);
-  void unpack_answers(int64_t token, Matrix<float> rows);
-  void add_token(Matrix<const float> results, const float* shared, Matrix<float> hidden,
-                 int64_t row);
+  void unpack_answers(int64_t token, Matrix<float> rows) const;
+  // answer(i): the row of the token's i-th expert, or rank.
+  template <class Answer>
+  void add_token(const Answer& answer, int count, RowFormat format, const float* shared,
+                 Matrix<float> hidden, int64_t row) const;
   bool per_rank() const { return answer_ == comm::Answer::kPerRank; }
   int64_t max_own_rows(const msg::FeedForward& message) const;
 
@@ -81,11 +84,10 @@ class MoeActor final : public Actor {
   bool observe_router_ = false;
   layers::InputBuffer inputs_;
   comm::Answer answer_;
-  int answer_rows_ = 0;            // of a token, once they are unpacked: topk, or 1 (kPerRank)
-  int64_t chunk_rows_ = 0;         // own rows of a chunk, at most
-  PayloadFormat payload_format_;   // of a token's row on its way out
-  RowFormat result_format_;        // of a result row on its way back
-  std::vector<int> expert_order_;  // [topk]
+  int answer_rows_ = 0;           // of a token, once they are unpacked: topk, or 1 (kPerRank)
+  int64_t chunk_rows_ = 0;        // own rows of a chunk, at most
+  PayloadFormat payload_format_;  // of a token's row on its way out
+  RowFormat result_format_;       // of a result row on its way back
   std::vector<comm::MoeExchange::Arrival> expert_arrivals_;  // those not yet computed
   std::vector<layers::LinearJob> gate_up_jobs_, down_jobs_;  // one per expert among them
   std::vector<std::span<const float>> gate_up_biases_;       // of the same experts
@@ -93,13 +95,13 @@ class MoeActor final : public Actor {
   std::vector<int32_t> chunk_rows_of_, answer_rows_of_;      // [world], of a chunk, of a round
 
   msg::Tensor gate_logits_, topk_ids_, topk_weights_;  // [max_rows, ...] own rows
-  msg::Tensor gate_up_, activated_;                    // [rows of the widest group, ...]
-  msg::Tensor mlp_partial_;                            // the same, [.., hidden]
-  msg::Tensor mlp_out_;                                // [max_rows, hidden]
-  msg::Tensor expert_in_, expert_out_;                 // [rows computed together, hidden]
-  msg::Tensor payload_;                                // [rows of a chunk, a packed row]
-  msg::Tensor partial_sums_;                           // [results a rank can owe, hidden] kPerRank
-  msg::Tensor answers_;                                // [rows of a token, hidden], moe_tp 1
+  msg::Tensor expert_order_;                 // [max_rows, topk] of topk_ids, by ascending expert
+  msg::Tensor gate_up_, activated_;          // [rows of the widest group, ...]
+  msg::Tensor mlp_partial_;                  // the same, [.., hidden]
+  msg::Tensor mlp_out_;                      // [max_rows, hidden]
+  msg::Tensor expert_in_, expert_out_;       // [rows computed together, hidden]
+  msg::Tensor payload_;                      // [rows of a chunk, a packed row]
+  msg::Tensor partial_sums_;                 // [results a rank can owe, hidden] kPerRank
   msg::Tensor union_answers_, own_answers_;  // [rows of a chunk * ..., hidden], moe_tp > 1
 };
 

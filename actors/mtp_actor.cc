@@ -65,6 +65,7 @@ void MtpActor::on(const msg::Verified& verified) {
 
 void MtpActor::run_pass(int max_rows) {
   context_.communicator.enter_step(comm::Stage::kDraft, plan_->step());
+  const auto span = context_.span(comm::TraceOp::kDraft, num_rows_);
   const Workspace& workspace = context_.workspace;
   const model::MtpWeights& weights = *context_.weights.mtp;
   const int64_t width = context_.config.hidden_size;

@@ -3,11 +3,13 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <fstream>
 #include <optional>
 
 #include "actors/rank_actors.h"
+#include "comm/crash.h"
 #include "comm/endpoint.h"
 #include "layers/team.h"
 
@@ -36,7 +38,15 @@ class LauncherLink {
         msg::CreateEnvelope(b, &from, &to, msg::BodyTraits<Message>::enum_value, body.Union()));
     send_bytes({reinterpret_cast<const std::byte*>(b.GetBufferPointer()), b.GetSize()});
   }
-  void send_bytes(std::span<const std::byte> bytes) { endpoint_.send(bytes); }
+  void send_bytes(std::span<const std::byte> bytes) {
+    if (communicator_ == nullptr || !communicator_->must(comm::Misdeed::kSpoilMessage))
+      return endpoint_.send(bytes);
+    std::vector<std::byte> spoiled(bytes.begin(), bytes.end());
+    std::fill_n(spoiled.begin(), std::min<size_t>(4, spoiled.size()), std::byte{0xff});
+    endpoint_.send(spoiled);
+  }
+  // Whose injected faults may spoil a message.
+  void obey(const comm::Communicator& communicator) { communicator_ = &communicator; }
 
   const msg::Envelope& receive(milliseconds timeout) {
     const auto message = endpoint_.receive(timeout);
@@ -48,6 +58,7 @@ class LauncherLink {
  private:
   comm::RankEndpoint endpoint_;
   int rank_;
+  const comm::Communicator* communicator_ = nullptr;
 };
 
 // Kilobytes of a line like "Pss:   1234 kB" in /proc/self/smaps_rollup.
@@ -67,6 +78,12 @@ std::vector<int> allowed_cpus() {
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
     if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
   return cpus;
+}
+
+int64_t rows_of(const msg::StepPlan& plan) {
+  int64_t rows = 0;
+  for (const msg::SequencePlan* sequence : *plan.sequences()) rows += sequence->tokens()->size();
+  return rows;
 }
 
 class RankProcess {
@@ -101,16 +118,27 @@ class RankProcess {
                        msg::EnumNameBody(first.body_type()));
     first.body_as_Launch()->UnPackTo(&launch_);
     const milliseconds timeout(launch_.comm_timeout_ms);
-    arena_ =
-        comm::Arena::attach(Fd(descriptors_.arena),
-                            {launch_.world_size, static_cast<size_t>(launch_.comm_buffer_bytes)});
-    communicator_.emplace(*arena_, rank_, timeout);
     config_ = model::read_model_config(launch_.model_path);
+    arena_ = comm::Arena::attach(
+        Fd(descriptors_.arena), {launch_.world_size, static_cast<size_t>(launch_.comm_buffer_bytes),
+                                 trace_shape(launch_, config_)});
+    comm::install_crash_handler(*arena_, rank_);
+    communicator_.emplace(*arena_, rank_, timeout);
+    inject_faults();
     layout_.emplace(parallel_sizes(launch_), config_);
     options_ = weight_options(launch_);
     team_.emplace(team_options(launch_, rank_));
     use_team_.emplace(*team_);
     kv_shape_ = kv_cache_shape(launch_, config_);
+  }
+
+  void inject_faults() {
+    std::vector<comm::Fault> mine;
+    for (const std::string& text : launch_.faults)
+      if (const auto fault = comm::parse_fault(text, launch_.world_size); fault.rank == rank_)
+        mine.push_back(fault);
+    link_.obey(*communicator_);
+    communicator_->inject(std::move(mine));
   }
 
   void load() {
@@ -166,9 +194,13 @@ class RankProcess {
   }
 
   void serve() {
+    comm::Trace* trace = communicator_->trace();
     for (;;) {
       communicator_->enter_step(comm::Stage::kIdle, step_);
+      if (trace != nullptr) trace->set_track(comm::TraceTrack::kRank);
+      comm::TraceSpan idle(trace, comm::TraceOp::kAwaitPlan);
       const msg::Envelope& envelope = link_.receive(std::chrono::hours(24 * 365));
+      idle.end();
       if (envelope.body_type() == msg::Body::Shutdown) return;
       const auto* plan = envelope.body_as_StepPlan();
       if (plan == nullptr)
@@ -177,6 +209,8 @@ class RankProcess {
       step_ = plan->step();
       communicator_->enter_step(plan->decode() ? comm::Stage::kDecode : comm::Stage::kPrefill,
                                 step_);
+      const comm::TraceSpan span(
+          trace, plan->decode() ? comm::TraceOp::kDecode : comm::TraceOp::kPrefill, rows_of(*plan));
       actors_->run_step(envelope);
     }
   }
@@ -271,6 +305,12 @@ layers::KvCacheShape kv_cache_shape(const msg::LaunchT& launch, const model::Mod
           .width = width,
           .type = launch.dtype == msg::DataType::Float32 ? layers::KvType::kF32
                                                          : layers::KvType::kBf16};
+}
+
+comm::TraceShape trace_shape(const msg::LaunchT& launch, const model::ModelConfig& config) {
+  return {.num_events = launch.trace_events,
+          .num_layers = config.num_hidden_layers + 1,
+          .num_experts = config.n_routed_experts};
 }
 
 MoeOptions moe_options(const msg::LaunchT& launch) {

@@ -6,6 +6,7 @@
 
 #include "actors/messages/message_generated.h"
 #include "actors/rank_context.h"
+#include "comm/trace_ring.h"
 #include "layers/kv_cache.h"
 #include "layers/team.h"
 #include "model/model_config.h"
@@ -18,6 +19,7 @@ namespace troupe::actors {
 model::ParallelSizes parallel_sizes(const msg::LaunchT& launch);
 model::WeightOptions weight_options(const msg::LaunchT& launch);
 layers::KvCacheShape kv_cache_shape(const msg::LaunchT& launch, const model::ModelConfig& config);
+comm::TraceShape trace_shape(const msg::LaunchT& launch, const model::ModelConfig& config);
 MoeOptions moe_options(const msg::LaunchT& launch);
 size_t kv_section_bytes(const layers::KvCacheShape& shape);  // of one rank, whole pages
 

@@ -42,6 +42,10 @@ struct RankContext {
 
   int mtp_layer() const { return config.num_hidden_layers; }
   bool bf16() const { return rounding == layers::Rounding::kBf16; }
+  // Of an operation, in the launch's trace if there is one.
+  comm::TraceSpan span(comm::TraceOp op, int64_t tokens = 0, int64_t bytes = 0) const {
+    return {communicator.trace(), op, tokens, bytes};
+  }
   RowFormat row_format() const { return bf16() ? RowFormat::kBf16 : RowFormat::kF32; }
 };
 

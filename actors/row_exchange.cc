@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "comm/tree_sum.h"
+#include "layers/team.h"
 
 namespace troupe::actors {
 
@@ -40,15 +41,17 @@ void unpack_row(const std::byte* from, RowFormat format, std::span<float> to) {
 }
 
 void round_rows(Matrix<const float> from, Matrix<float> to, layers::Rounding rounding) {
-  for (int64_t r = 0; r < from.rows; ++r) {
-    const float* in = from.row(r);
-    float* out = to.row(r);
-    if (rounding == layers::Rounding::kBf16) {
-      for (int64_t i = 0; i < from.cols; ++i) out[i] = round_to_bf16(in[i]);
-    } else if (in != out) {
-      std::memcpy(out, in, from.cols * sizeof(float));
+  layers::parallel_for(from.rows, layers::row_grain(from.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float* in = from.row(r);
+      float* out = to.row(r);
+      if (rounding == layers::Rounding::kBf16) {
+        for (int64_t i = 0; i < from.cols; ++i) out[i] = round_to_bf16(in[i]);
+      } else if (in != out) {
+        std::memcpy(out, in, from.cols * sizeof(float));
+      }
     }
-  }
+  });
 }
 
 void RowExchange::set_rows(std::span<const int32_t> world_rows) {

@@ -113,11 +113,19 @@ const Completion& Scheduler::completion(int id) const { return sequences_.at(id)
 
 SchedulerState Scheduler::state() const {
   SchedulerState state{.waiting = static_cast<int>(waiting_.size()), .running = num_running_};
-  for (const DpRank& dp_rank : dp_ranks_) {
-    state.blocks_in_use += dp_rank.pool().in_use();
-    state.blocks += dp_rank.pool().num_blocks();
+  for (int d = 0; d < limits_.dp_size(); ++d) {
+    state.blocks_in_use += dp_rank_state(d).blocks_in_use;
+    state.blocks += dp_rank_state(d).blocks;
   }
   return state;
+}
+
+SchedulerState Scheduler::dp_rank_state(int dp_rank) const {
+  const DpRank& d = dp_ranks_[dp_rank];
+  return {.waiting = 0,
+          .running = d.running(),
+          .blocks_in_use = d.pool().in_use(),
+          .blocks = d.pool().num_blocks()};
 }
 
 // ---- a step -------------------------------------------------------------------------------------
@@ -172,6 +180,11 @@ void Scheduler::wait_again(Sequence* preempted) {
 
 void Scheduler::plan_step() {
   ++step_;
+  if (trace() != nullptr) {
+    trace()->set_track(comm::TraceTrack::kScheduler);
+    trace()->set_step(step_);
+  }
+  const comm::TraceSpan span(trace(), comm::TraceOp::kPlanStep, num_running_);
   decode_step_ = true;
   planned_drafts_ = drafts_.steps();
   observe_ = 0;
@@ -182,7 +195,17 @@ void Scheduler::plan_step() {
     for (const Sequence* s : dp_rank.planned()) observe_ |= s->request.observe;
     statistics_.peak_blocks = std::max(statistics_.peak_blocks, dp_rank.pool().in_use());
   }
+  count_load();
   send_plans();
+}
+
+void Scheduler::count_load() {
+  if (trace() == nullptr) return;
+  using comm::TraceCounter;
+  trace()->count(TraceCounter::kRunning, num_running_);
+  trace()->count(TraceCounter::kWaiting, std::ssize(waiting_));
+  for (int d = 0; d < limits_.dp_size(); ++d)
+    trace()->count(TraceCounter::kKvBlocks, dp_ranks_[d].pool().in_use(), d);
 }
 
 flatbuffers::Offset<msg::SequencePlan> Scheduler::sequence_plan(const Sequence& s) {
@@ -240,11 +263,13 @@ void Scheduler::on(const msg::StepDone& done, int from_rank) {
   if (asked_[from_rank] == 0)
     throw_rank_error("rank {} answered step {} without being asked", from_rank, step_);
   const OwnTime time(statistics_);
+  comm::TraceSpan span(trace(), comm::TraceOp::kAnswer, 0, 0, from_rank);
   asked_[from_rank] = 0;
   const double elapsed = seconds_since(step_started_);
   const int64_t tokens_before = statistics_.decode_tokens;
   apply(dp_ranks_[from_rank / limits_.attn_tp_size], from_rank, done);
   step_tokens_ += statistics_.decode_tokens - tokens_before;
+  span.end();
   if (step_under_way()) return;
   (decode_step_ ? statistics_.decode_s : statistics_.prefill_s) += elapsed;
   ++(decode_step_ ? statistics_.decode_steps : statistics_.prefill_steps);
@@ -258,6 +283,11 @@ void Scheduler::finish_step(double elapsed) {
     drafts_.on_decode_step(static_cast<double>(step_tokens_) / static_cast<double>(sequences),
                            elapsed);
   step_tokens_ = 0;
+  if (trace() != nullptr && decode_step_) {
+    trace()->count(comm::TraceCounter::kDrafted, step_drafted_);
+    trace()->count(comm::TraceCounter::kAccepted, step_accepted_);
+  }
+  step_drafted_ = step_accepted_ = 0;
   remove_ended();
   plan_next();
 }
@@ -340,6 +370,8 @@ void Scheduler::count_drafts(Sequence& s, int64_t accepted) {
   ++s.completion.verify_steps;
   s.completion.drafted += s.num_drafts;
   s.completion.accepted += accepted;
+  step_drafted_ += s.num_drafts;
+  step_accepted_ += accepted;
   for (int place = 0; place < s.num_drafts; ++place) {
     ++statistics_.drafted_at[place];
     statistics_.accepted_at[place] += place < accepted;

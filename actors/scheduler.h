@@ -83,6 +83,7 @@ class Scheduler final : public Actor {
   const Completion& completion(int id) const;
   const StepStatistics& statistics() const { return statistics_; }
   SchedulerState state() const;
+  SchedulerState dp_rank_state(int dp_rank) const;     // none waits there
   int draft_steps() const { return drafts_.steps(); }  // of the next step
 
  private:
@@ -93,6 +94,7 @@ class Scheduler final : public Actor {
   bool admit_first();
   void plan_next();
   void plan_step();
+  void count_load();  // in the trace
   void send_plans();
   flatbuffers::Offset<msg::SequencePlan> sequence_plan(const Sequence& s);
   void finish_step(double elapsed);
@@ -118,8 +120,9 @@ class Scheduler final : public Actor {
   int num_running_ = 0;
   uint64_t step_ = 0;
   bool decode_step_ = false;
-  int planned_drafts_ = 0;      // draft steps of this step
-  int64_t step_tokens_ = 0;     // made in this decode step
+  int planned_drafts_ = 0;   // draft steps of this step
+  int64_t step_tokens_ = 0;  // made in this decode step
+  int64_t step_drafted_ = 0, step_accepted_ = 0;
   uint8_t observe_ = 0;         // what any sequence of this step wants to see
   std::vector<uint8_t> asked_;  // [world size]: 1 until the rank has answered this step
   std::chrono::steady_clock::time_point step_started_;

@@ -38,6 +38,7 @@ void ShardedLogits::compute_block(const model::PackedMatrix& head, Matrix<const 
   for (int64_t i = 0; i < own; ++i)
     std::memcpy(block.row(i), rows.row(picks[i]), rows.cols * sizeof(float));
   const Matrix<const float> all = ranks_.gather(block, context_.row_format());
+  const auto span = context_.span(comm::TraceOp::kLmHead, all.rows);
   layers::linear(head, inputs_.prepare(head, all, context_.rounding),
                  context_.workspace.floats(first_rows(shard_, all.rows)), layers::Rounding::kNone);
 }

@@ -20,7 +20,7 @@ namespace {
 
 // Copies of one matrix, so that together they exceed the caches as a model's weights do.
 constexpr size_t kColdBytes = size_t{512} << 20;
-constexpr int64_t kMostStreamingRows = 16;
+constexpr int64_t kMostStreamingRows = 64;
 
 void run_linear(benchmark::State& state, WeightType type, int64_t rows, int64_t cols,
                 int num_leaves) {

@@ -60,7 +60,8 @@ ActivitySnapshot Arena::snapshot(int rank) const {
           .operation = activity.operation.load(kRelaxed),
           .group = activity.group.load(kRelaxed),
           .sequence = activity.sequence.load(kRelaxed),
-          .waiting_for = activity.waiting_for.load(kRelaxed)};
+          .waiting_for = activity.waiting_for.load(kRelaxed),
+          .beat_ns = activity.beat_ns.load(kRelaxed)};
 }
 
 std::string describe_call(Operation operation, uint32_t group, uint64_t sequence) {
@@ -77,6 +78,13 @@ std::string describe_place(const ActivitySnapshot& snapshot) {
   if (in_step && snapshot.step > 0) text += fmt::format(" step {}", snapshot.step);
   if (in_step && snapshot.layer >= 0) text += fmt::format(", layer {}", snapshot.layer);
   return text;
+}
+
+std::string error_prefix(int rank, const ActivitySnapshot& snapshot) {
+  std::string text = fmt::format("rank {}: ", rank);
+  if (snapshot.operation != Operation::kNone)
+    text += describe_call(snapshot.operation, snapshot.group, snapshot.sequence) + ", ";
+  return text + describe_place(snapshot) + ": ";
 }
 
 std::string describe(const ActivitySnapshot& snapshot) {

@@ -21,8 +21,12 @@ size_t flights_offset(const ArenaShape& shape) {
   return sizeof(Arena::LaunchState) + shape.world_size * sizeof(Arena::RankState);
 }
 
-size_t windows_offset(const ArenaShape& shape) {
+size_t crashes_offset(const ArenaShape& shape) {
   return flights_offset(shape) + shape.world_size * kFlightRecords * sizeof(Arena::Flight);
+}
+
+size_t windows_offset(const ArenaShape& shape) {
+  return crashes_offset(shape) + shape.world_size * sizeof(Arena::Crash);
 }
 
 size_t num_windows(const ArenaShape& shape) {
@@ -31,6 +35,10 @@ size_t num_windows(const ArenaShape& shape) {
 
 size_t payload_offset(const ArenaShape& shape) {
   return round_up(windows_offset(shape) + num_windows(shape) * sizeof(Arena::Window), kPageBytes);
+}
+
+size_t traces_offset(const ArenaShape& shape) {
+  return payload_offset(shape) + num_windows(shape) * kSlotsPerWindow * shape.slot_bytes();
 }
 
 void check_shape(const ArenaShape& shape) {
@@ -58,7 +66,7 @@ size_t ArenaShape::slot_bytes() const {
 size_t ArenaShape::window_bytes() const { return slot_bytes() * kSlotsPerWindow; }
 
 size_t ArenaShape::bytes() const {
-  return payload_offset(*this) + num_windows(*this) * kSlotsPerWindow * slot_bytes();
+  return traces_offset(*this) + (world_size + 1) * trace.ring_bytes(world_size);
 }
 
 Arena::Arena(Fd fd, const ArenaShape& shape)
@@ -76,6 +84,7 @@ Arena Arena::create(const ArenaShape& shape) {
   for (int rank = 0; rank < shape.world_size; ++rank) {
     arena.activity(rank).layer = -1;
     arena.activity(rank).waiting_for = -1;
+    arena.activity(rank).beat_ns = arena.launch_state().start_ns;
   }
   return arena;
 }
@@ -113,11 +122,12 @@ void Arena::wake_all() const {
 
 Activity& Arena::activity(int rank) const { return rank_state(rank).activity; }
 
-void Arena::publish_failure(int rank, const std::string& text) const {
+void Arena::publish_failure(int rank, const std::string& text, int blamed) const {
   RankState& state = rank_state(rank);
   if (text.empty() || state.failure_length.load() != 0) return;
   const size_t length = std::min(text.size(), kFailureTextBytes);
   std::memcpy(state.failure_text, text.data(), length);
+  state.blamed.store(blamed + 1);
   state.failure_length.store(static_cast<uint32_t>(length));
   uint32_t nobody = 0;
   launch_state().first_failed.compare_exchange_strong(nobody, static_cast<uint32_t>(rank) + 1);
@@ -129,6 +139,17 @@ std::string Arena::failure(int rank) const {
   const size_t length = state.failure_length.load();
   return std::string(state.failure_text, std::min(length, kFailureTextBytes));
 }
+
+int Arena::blamed(int rank) const {
+  const int blamed = rank_state(rank).blamed.load() - 1;
+  return blamed < shape_.world_size ? blamed : -1;
+}
+
+void Arena::count_faults(size_t struck) const {
+  launch_state().faults_struck.fetch_add(static_cast<uint32_t>(struck));
+}
+
+size_t Arena::faults_struck() const { return launch_state().faults_struck.load(); }
 
 int Arena::first_failed_rank() const {
   const uint32_t failed = launch_state().first_failed.load();
@@ -150,6 +171,11 @@ Arena::Flight* Arena::flight_ring(int rank) const {
          rank * kFlightRecords;
 }
 
+Arena::Crash& Arena::crash(int rank) const {
+  TROUPE_CHECK(rank >= 0 && rank < shape_.world_size, "rank {} of {}", rank, shape_.world_size);
+  return reinterpret_cast<Crash*>(mapping_.data() + crashes_offset(shape_))[rank];
+}
+
 Arena::Window& Arena::window(int receiver, int sender) const {
   TROUPE_CHECK(receiver >= 0 && receiver < shape_.world_size, "receiver {}", receiver);
   TROUPE_CHECK(sender >= 0 && sender < shape_.world_size, "sender {}", sender);
@@ -161,6 +187,12 @@ std::byte* Arena::payload(int receiver, int sender, int slot) const {
   const size_t window_idx = static_cast<size_t>(receiver) * shape_.world_size + sender;
   const size_t slot_idx = window_idx * kSlotsPerWindow + slot;
   return mapping_.data() + payload_offset(shape_) + slot_idx * shape_.slot_bytes();
+}
+
+TraceRing& Arena::trace_ring(int index) const {
+  TROUPE_CHECK(shape_.trace.on() && index >= 0 && index <= shape_.world_size, "ring {}", index);
+  return *reinterpret_cast<TraceRing*>(mapping_.data() + traces_offset(shape_) +
+                                       index * shape_.trace.ring_bytes(shape_.world_size));
 }
 
 }  // namespace troupe::comm

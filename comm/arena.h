@@ -6,17 +6,19 @@
 //   LaunchState                      one cache line: abort flag, first failed rank, shape
 //   RankState[world]                 one line group per rank: doorbell, published activity, failure
 //   Flight[world][kFlightRecords]    flight recorder: the last collectives of each rank
+//   Crash[world]                     the stack of a rank that crashed (comm/crash.h)
 //   Window[world][world]             window (receiver, sender): counts, two slot headers
 //   payload[world][world][2]         the rows of those slots, slot_bytes() each
+//   TraceRing[world + 1]             the last events of each rank and of the launcher, if traced
 //
 // payload (r, r) is the outbox of rank r: what it sends alike to several ranks it writes there
 // once, and they read it there; the headers go through their windows as ever.
 //
 // Exactly one process writes each byte: a rank its own RankState (the doorbell line excepted, which
-// anybody may ring), its Flights and the window slots (r, me) of every receiver r; the receiver
-// writes the `consumed` count of the windows (me, s), and in a dispatch/combine round its answers
-// in them (comm/fused_exchange.h). Pages are allocated when touched. The structs are drawn in
-// comm/arena_layout.h.
+// anybody may ring), its Flights, its Crash and the window slots (r, me) of every receiver r; the
+// receiver writes the `consumed` count of the windows (me, s), and in a dispatch/combine round its
+// answers in them (comm/fused_exchange.h). Pages are allocated when touched. The structs are drawn
+// in comm/arena_layout.h.
 #pragma once
 
 #include <atomic>
@@ -26,6 +28,7 @@
 #include <vector>
 
 #include "base/memory.h"
+#include "comm/trace_ring.h"
 
 namespace troupe::comm {
 
@@ -56,6 +59,7 @@ struct Activity {
   std::atomic<uint32_t> group;       // id of that collective's process group
   std::atomic<uint64_t> sequence;    // number of that collective in its group
   std::atomic<int32_t> waiting_for;  // world rank that has not arrived, -1 none
+  std::atomic<int64_t> beat_ns;      // CLOCK_MONOTONIC of its last heartbeat (comm/heartbeat.h)
 };
 
 // The same as plain values.
@@ -67,6 +71,7 @@ struct ActivitySnapshot {
   uint32_t group = 0;
   uint64_t sequence = 0;
   int32_t waiting_for = -1;
+  int64_t beat_ns = 0;
 };
 
 // One collective of a rank, as its flight recorder has it.
@@ -87,9 +92,10 @@ struct ArenaShape {
   int world_size = 1;
   size_t comm_buffer_bytes = size_t{16}
                              << 20;  // the windows of one receiving rank, all peers together
-  size_t slot_bytes() const;         // payload of one slot: a multiple of 64
-  size_t window_bytes() const;       // payloads of all slots of a window
-  size_t bytes() const;              // of the whole arena
+  TraceShape trace = {};
+  size_t slot_bytes() const;    // payload of one slot: a multiple of 64
+  size_t window_bytes() const;  // payloads of all slots of a window
+  size_t bytes() const;         // of the whole arena
 };
 
 class Arena {
@@ -117,8 +123,13 @@ class Arena {
   // The first error a rank met, for the launcher to read after the rank's death. Only `rank` itself
   // publishes; longer texts are cut, later ones ignored; every rank that waits is woken and fails
   // too. failure() is empty if there is none.
-  void publish_failure(int rank, const std::string& text) const;
+  // `blamed`: the rank that did not come, -1 where the text says all.
+  void publish_failure(int rank, const std::string& text, int blamed = -1) const;
   std::string failure(int rank) const;
+  int blamed(int rank) const;  // by that rank's failure
+  // Injected faults (comm/fault.h) that have come to their place, on all ranks together.
+  void count_faults(size_t struck) const;
+  size_t faults_struck() const;
   // The rank that published a failure before all others, -1 while there is none.
   int first_failed_rank() const;
 
@@ -128,13 +139,17 @@ class Arena {
   struct RankState;
   struct LaunchState;
   struct Flight;
+  struct Crash;
   RankState& rank_state(int rank) const;
   Flight* flight_ring(int rank) const;  // [kFlightRecords]
+  Crash& crash(int rank) const;
   Window& window(int receiver, int sender) const;
   std::byte* payload(int receiver, int sender, int slot) const;  // slot_bytes(), 64-byte aligned
+  TraceRing& trace_ring(int index) const;  // of a rank, world_size: of the launcher; if traced
 
  private:
   Arena(Fd fd, const ArenaShape& shape);
+  friend class TickClock;
   LaunchState& launch_state() const;
   void wake_all() const;
 
@@ -147,5 +162,7 @@ class Arena {
 std::string describe(const ActivitySnapshot& snapshot);
 std::string describe_place(const ActivitySnapshot& snapshot);  // its "decode step 14, layer 3"
 std::string describe_call(Operation operation, uint32_t group, uint64_t sequence);
+// How errors of a rank there begin: "rank 1: all_gather of group 0 (#7), decode step 14: ".
+std::string error_prefix(int rank, const ActivitySnapshot& snapshot);
 
 }  // namespace troupe::comm

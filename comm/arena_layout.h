@@ -19,6 +19,7 @@ inline constexpr uint64_t kSlotsPerWindow = 2;
 //  16  slot_bytes    ) written by create(), checked by attach()
 //  24  start_ticks   ) one moment on both clocks, written by create(): what turns the ticks of a
 //  32  start_ns      ) Flight into nanoseconds
+//  40  faults_struck  injected faults that have come to their place; any rank counts
 //  64
 struct alignas(kCacheLine) Arena::LaunchState {
   std::atomic<uint32_t> aborted;
@@ -27,6 +28,7 @@ struct alignas(kCacheLine) Arena::LaunchState {
   uint64_t slot_bytes;
   uint64_t start_ticks;
   int64_t start_ns;
+  std::atomic<uint32_t> faults_struck;
 };
 static_assert(sizeof(Arena::LaunchState) == 64);
 
@@ -35,6 +37,7 @@ static_assert(sizeof(Arena::LaunchState) == 64);
 //  64  activity        written by the rank
 // 128  failure_length  0: none; stored after the text
 // 132  failure_text    not terminated
+// 644  blamed          1 + the rank that this failure is put down to, 0 none
 // 704
 struct alignas(kCacheLine) Arena::RankState {
   std::atomic<uint32_t> doorbell;
@@ -42,11 +45,13 @@ struct alignas(kCacheLine) Arena::RankState {
   alignas(kCacheLine) Activity activity;
   alignas(kCacheLine) std::atomic<uint32_t> failure_length;
   char failure_text[kFailureTextBytes];
+  std::atomic<int32_t> blamed;
 };
 static_assert(offsetof(Arena::RankState, sleeping_for) == 4);
 static_assert(offsetof(Arena::RankState, activity) == 64);
 static_assert(offsetof(Arena::RankState, failure_length) == 128);
 static_assert(offsetof(Arena::RankState, failure_text) == 132);
+static_assert(offsetof(Arena::RankState, blamed) == 644);
 static_assert(sizeof(Arena::RankState) == 704);
 
 // One collective of a rank in its flight recorder, a ring of the last kFlightRecords: written by
@@ -67,9 +72,47 @@ static_assert(offsetof(Arena::Flight, sequence) == 24);
 static_assert(offsetof(Arena::Flight, end_ticks) == 48);
 static_assert(sizeof(Arena::Flight) == 64);
 
+inline constexpr size_t kCrashFrames = 48;
+inline constexpr size_t kCrashModules = 24;
+
+// How a rank crashed, written by its signal handler, and where its code lies, written at its start.
+//
+//    0  signal      0 none; stored last      4  claimed  1 once a thread writes here
+//    8  num_frames                          16  fault_address
+//   24  frames      innermost first
+//  408  modules     unused ones are all zero
+// 3480
+struct alignas(kCacheLine) Arena::Crash {
+  struct Module {
+    uint64_t begin, end;  // addresses
+    uint64_t bias;        // less this: as its symbols count
+    char path[104];
+  };
+  std::atomic<uint32_t> signal, claimed, num_frames;
+  std::atomic<uint64_t> fault_address;
+  std::atomic<uint64_t> frames[kCrashFrames];
+  Module modules[kCrashModules];
+};
+static_assert(offsetof(Arena::Crash, fault_address) == 16);
+static_assert(offsetof(Arena::Crash, frames) == 24);
+static_assert(offsetof(Arena::Crash, modules) == 408);
+static_assert(sizeof(Arena::Crash) == 3520);
+
 // The cheapest clock of the machine that all ranks share: 10 ns where CLOCK_MONOTONIC takes 22.
 uint64_t now_ticks();
 int64_t now_ns();  // CLOCK_MONOTONIC
+
+// From the one clock to the other, by the moment that the arena has on both and the present one.
+class TickClock {
+ public:
+  explicit TickClock(const Arena& arena);
+  int64_t to_ns(uint64_t ticks) const;
+
+ private:
+  uint64_t start_ticks_;
+  int64_t start_ns_;
+  double ns_per_tick_ = 0;
+};
 
 // Values of sleeping_for: awake, woken by any rank, else 1 + the only rank that wakes it.
 inline constexpr uint32_t kAwake = 0;

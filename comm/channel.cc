@@ -6,6 +6,8 @@
 namespace troupe::comm {
 namespace {
 
+constexpr uint64_t kSpoiledBits = 0x5bad;  // what an injected fault does to a header
+
 const char* element_name(uint32_t element) {
   switch (static_cast<DataType>(element)) {
     case DataType::kBytes:
@@ -64,7 +66,8 @@ void SendChannel::look_at_consumed() const {
                     receiver_));
 }
 
-void SendChannel::put(const Arena::Slot& header) {
+void SendChannel::put(Arena::Slot header) {
+  if (communicator_->must(Misdeed::kSpoilHeader)) header.total_bytes ^= kSpoiledBits;
   window_->slots[published_ % kSlotsPerWindow] = header;
   window_->published.store(++published_, std::memory_order_release);
 }
@@ -77,7 +80,8 @@ void SendChannel::publish(const Arena::Slot& header) {
 
 void SendChannel::come_to_barrier(const Arena::Slot& call, bool owes) {
   auto& barrier = window_->barrier[++barriers_ % 2];
-  barrier.sequence.store(call.sequence, std::memory_order_relaxed);
+  const uint64_t spoiled = communicator_->must(Misdeed::kSpoilHeader) ? kSpoiledBits : 0;
+  barrier.sequence.store(call.sequence ^ spoiled, std::memory_order_relaxed);
   barrier.group.store(call.group, std::memory_order_relaxed);
   barrier.owes.store(owes, std::memory_order_relaxed);
   window_->barriers.store(barriers_, std::memory_order_release);

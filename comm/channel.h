@@ -24,7 +24,7 @@ class SendChannel {
   // Hands that chunk to the receiver and wakes it.
   void publish(const Arena::Slot& header);
   // The same without waking: for the caller to do, for several at once (Communicator::ring).
-  void put(const Arena::Slot& header);
+  void put(Arena::Slot header);
   uint64_t published() const { return published_; }
   // True when the receiver has given back the first `count` chunks ever published.
   bool has_given_back(uint64_t count) const;

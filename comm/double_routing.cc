@@ -47,6 +47,8 @@ int64_t DoubleRouting::start_dispatch(const Tokens& tokens) {
   exchange_counts();
   send_.set(sent_rows_, shape_.row_bytes);
   receive_.set(received_rows_, shape_.row_bytes);
+  ++sequence_;
+  for (const int peer : peers()) trace_sent(peer, sent_rows_[peer], send_.bytes[peer]);
   std::byte* gathered = grown(gathered_, receive_.displs.back() + receive_.bytes.back());
   pending_ = group_.start_all_to_all_v(
       {expanded_.data(), static_cast<size_t>(send_.displs.back() + send_.bytes.back())},
@@ -101,6 +103,7 @@ void DoubleRouting::exchange_counts() {
 void DoubleRouting::finish_dispatch() {
   TROUPE_CHECK(round_ == Round::kDispatching);
   pending_.wait();
+  for (const int peer : peers()) trace_received(peer, received_rows_[peer], receive_.bytes[peer]);
   re_routing();
   round_ = Round::kServing;
 }

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "comm/arena_layout.h"
+#include "comm/heartbeat.h"
 
 #if defined(__x86_64__)
 #include <x86intrin.h>
@@ -33,6 +34,19 @@ uint64_t now_ticks() {
 #else
   return static_cast<uint64_t>(now_ns());
 #endif
+}
+
+TickClock::TickClock(const Arena& arena)
+    : start_ticks_(arena.launch_state().start_ticks), start_ns_(arena.launch_state().start_ns) {
+  const uint64_t ticks = now_ticks();
+  if (ticks > start_ticks_)
+    ns_per_tick_ =
+        static_cast<double>(now_ns() - start_ns_) / static_cast<double>(ticks - start_ticks_);
+}
+
+int64_t TickClock::to_ns(uint64_t ticks) const {
+  const auto since_start = static_cast<double>(static_cast<int64_t>(ticks - start_ticks_));
+  return start_ns_ + static_cast<int64_t>(since_start * ns_per_tick_);
 }
 
 FlightRecorder::FlightRecorder(const Arena& arena, int rank) : ring_(arena.flight_ring(rank)) {}
@@ -82,17 +96,7 @@ void FlightRecorder::end() {
 }
 
 std::vector<FlightRecord> Arena::flights(int rank) const {
-  const LaunchState& launch = launch_state();
-  const uint64_t ticks = now_ticks();
-  const int64_t ns = now_ns();
-  const double ns_per_tick = ticks > launch.start_ticks
-                                 ? static_cast<double>(ns - launch.start_ns) /
-                                       static_cast<double>(ticks - launch.start_ticks)
-                                 : 0;
-  const auto to_ns = [&](uint64_t at) {
-    return launch.start_ns +
-           static_cast<int64_t>(static_cast<double>(at - launch.start_ticks) * ns_per_tick);
-  };
+  const TickClock clock(*this);
   std::vector<std::pair<uint64_t, FlightRecord>> numbered;
   const Flight* ring = flight_ring(rank);
   for (size_t i = 0; i < kFlightRecords; ++i) {
@@ -104,8 +108,8 @@ std::vector<FlightRecord> Arena::flights(int rank) const {
                               .leader = flight.leader.load(kRelaxed),
                               .sequence = flight.sequence.load(kRelaxed),
                               .bytes = flight.bytes.load(kRelaxed),
-                              .start_ns = to_ns(flight.start_ticks.load(kRelaxed)),
-                              .end_ns = end == 0 ? 0 : to_ns(end)};
+                              .start_ns = clock.to_ns(flight.start_ticks.load(kRelaxed)),
+                              .end_ns = end == 0 ? 0 : clock.to_ns(end)};
     std::atomic_thread_fence(std::memory_order_acquire);
     if (number != 0 && number == flight.number.load(kRelaxed))
       numbered.emplace_back(number, record);
@@ -178,14 +182,15 @@ std::string flight_table(const Arena& arena, int failed_rank) {
   const auto call = subject(arena, flights, failed_rank);
   if (!call) return "";
   const int64_t now = now_ns();
-  std::string table =
-      fmt::format("  rank  {:<21}  {:<52}  doing\n",
-                  describe_call(call->operation, call->group, call->sequence), "last collective");
+  std::string table = fmt::format("  rank  {:<21}  {:<52}  {:<14}  doing\n",
+                                  describe_call(call->operation, call->group, call->sequence),
+                                  "last collective", "last seen");
   for (int rank = 0; rank < arena.shape().world_size; ++rank)
     table += fmt::format(
-        "  {:>4}  {:<{}}  {:<52}  {}\n", rank, arrival(flights[rank], *call, now),
+        "  {:>4}  {:<{}}  {:<52}  {:<14}  {}\n", rank, arrival(flights[rank], *call, now),
         std::max<size_t>(21, describe_call(call->operation, call->group, call->sequence).size()),
-        last_call(flights[rank], now), describe(arena.snapshot(rank)));
+        last_call(flights[rank], now), ago(silence_ns(arena, rank)),
+        describe(arena.snapshot(rank)));
   return table;
 }
 

@@ -30,7 +30,8 @@ class FlightRecorder {
 };
 
 // A table of all ranks: whether each has come to the collective in which `failed_rank` failed (or,
-// if it was in none, in which others wait for it), when, and what the rank is doing. failed_rank
+// if it was in none, in which others wait for it), when, when it last showed that it runs
+// (comm/heartbeat.h), and what it is doing. failed_rank
 // -1: none failed, about a collective in which ranks wait. For people, below the line that names
 // the cause; every line ends with a newline. Empty if no collective is to blame.
 std::string flight_table(const Arena& arena, int failed_rank);

@@ -109,7 +109,8 @@ int64_t FusedExchange::start_dispatch(const Tokens& tokens) {
     pack_token(tokens, taken++);
   if (streaming_) finish_streaming();
   more_ = taken < tokens.count;
-  for (const int peer : peers()) put(peer);
+  if (!group_.communicator().must(Misdeed::kSkipCollective))
+    for (const int peer : peers()) put(peer);
   Communicator::publication_fence();
   for (const int peer : peers()) group_.communicator().ring(group_.world_rank(peer));
   pause();
@@ -191,8 +192,9 @@ void FusedExchange::put(int peer) {
   const Outbox& outbox = outboxes_[peer];
   Arena::Slot slot = header(Operation::kDispatch, outbox.tokens, outbox.results);
   slot.phase = more_ ? kMoreTokens : kLastTokens;
+  trace_sent(peer, outbox.tokens, slot.chunk_bytes);  // first: an arrow points forward in time
   group_.communicator().transfers().to(group_.world_rank(peer)).put(slot);
-  group_.communicator().count_sent(outbox.tokens * bytes_per_token_sent_);
+  group_.communicator().count_sent(group_.world_rank(peer), slot.chunk_bytes);
 }
 
 void FusedExchange::finish_dispatch() {
@@ -231,6 +233,7 @@ void FusedExchange::receive(int source) {
   inbox.tokens = static_cast<int64_t>(tokens);
   inbox.results = static_cast<int64_t>(results);
   inbox.window = channel.window();
+  trace_received(source, inbox.tokens, got.chunk_bytes);
   copy_records(source);
 }
 
@@ -309,12 +312,15 @@ void FusedExchange::start_combine() {
   round_ = Round::kCombining;
   enter(Operation::kCombine, first_result_.back() * static_cast<int64_t>(shape_.result_bytes));
   Communicator& communicator = group_.communicator();
+  const bool says_nothing = communicator.must(Misdeed::kSkipCollective);
   for (const int peer : peers()) {
+    if (says_nothing) break;
     const Inbox& inbox = inboxes_[peer];
-    const Arena::Slot answer = header(Operation::kCombine, inbox.tokens, inbox.results);
+    Arena::Slot answer = header(Operation::kCombine, inbox.tokens, inbox.results);
+    if (communicator.must(Misdeed::kSpoilHeader)) ++answer.total_bytes;
     std::memcpy(inbox.window, &answer, sizeof(answer));
     communicator.transfers().from(group_.world_rank(peer)).give_back(1);
-    communicator.count_sent(inbox.results * shape_.result_bytes);
+    communicator.count_sent(group_.world_rank(peer), answer.chunk_bytes);
   }
   Communicator::publication_fence();
   for (const int peer : peers()) communicator.ring(group_.world_rank(peer));

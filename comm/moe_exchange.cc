@@ -55,6 +55,20 @@ void MoeExchange::resume(Operation operation) const {
   group_.communicator().resume_collective(operation, group_.id(), sequence_);
 }
 
+void MoeExchange::trace_sent(int peer, int64_t tokens, uint64_t bytes) const {
+  Trace* trace = group_.communicator().trace();
+  if (trace != nullptr && tokens > 0)
+    trace->sent(group_.world_rank(peer), group_.id(), sequence_, tokens,
+                static_cast<int64_t>(bytes));
+}
+
+void MoeExchange::trace_received(int peer, int64_t tokens, uint64_t bytes) const {
+  Trace* trace = group_.communicator().trace();
+  if (trace != nullptr && tokens > 0)
+    trace->received(group_.world_rank(peer), group_.id(), sequence_, tokens,
+                    static_cast<int64_t>(bytes));
+}
+
 uint64_t MoeExchange::next_sequence() { return group_.next_sequence_++; }
 
 void MoeExchange::check_tokens(const Tokens& tokens) const {

@@ -119,6 +119,9 @@ class MoeExchange {
   void pause() const { group_.communicator().pause_collective(); }
   void resume(Operation operation) const;
   void leave() const { group_.communicator().leave_collective(); }
+  // Draw the arrows of a traced dispatch: rows that go to, have come from a group rank.
+  void trace_sent(int peer, int64_t tokens, uint64_t bytes) const;
+  void trace_received(int peer, int64_t tokens, uint64_t bytes) const;
   void check_tokens(const Tokens& tokens) const;
   int checked_rank_of(int32_t expert) const;  // the group rank that holds it
   uint64_t next_sequence();                   // of the group's collectives

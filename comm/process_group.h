@@ -18,6 +18,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -26,7 +27,9 @@
 
 #include "base/bf16.h"
 #include "comm/arena.h"
+#include "comm/fault.h"
 #include "comm/flight_recorder.h"
+#include "comm/trace.h"
 
 namespace troupe::comm {
 
@@ -47,6 +50,7 @@ class Condition {
 };
 
 class Transfer;       // a collective on its way (comm/transfer.h)
+struct Blame;
 class TransferQueue;  // all those of this rank, and its channels
 
 // A rank's access to the arena: who it is, how long it waits, what it has sent. One per process
@@ -65,11 +69,20 @@ class Communicator {
   uint64_t bytes_sent() const { return bytes_sent_; }  // payload to other ranks
   int64_t wait_ns() const { return wait_ns_; }         // time spent waiting for other ranks
   bool spins() const { return spin_; }                 // cores >= ranks
-  void count_sent(uint64_t bytes) { bytes_sent_ += bytes; }
+  void count_sent(int world_rank, uint64_t bytes) {
+    bytes_sent_ += bytes;
+    if (trace_) trace_->add_sent_bytes(world_rank, bytes);
+  }
+  // Null unless the launch is traced.
+  Trace* trace() { return trace_ ? &*trace_ : nullptr; }
 
   // Publishes where this rank is (Activity), for reports and error messages.
-  void enter_step(Stage stage, uint64_t step) const;
-  void enter_layer(int32_t layer) const;
+  void enter_step(Stage stage, uint64_t step);
+  void enter_layer(int32_t layer);
+
+  // Faults that this rank is to bring upon itself; without any they cost the look at a pointer.
+  void inject(std::vector<Fault> faults);
+  bool must(Misdeed misdeed) const { return faults_ != nullptr && faults_->take(misdeed); }
 
   // Returns when ready() is true. Spins briefly when cores >= ranks, else yields for a while, then
   // sleeps on the doorbell, which peers ring after every publication. `for_rank` is who is waited
@@ -80,7 +93,7 @@ class Communicator {
   void wait_until(Condition ready, int for_rank, WakeOn wake_on = WakeOn::kAnyRank);
   // Wakes a rank that sleeps in wait_until for what this rank has just published. Between the
   // publication and ring() lies a sequentially consistent fence (publication_fence(), one for any
-  // number of rings), else the sleeper can miss both and costs a quarter of a second.
+  // number of rings), else the sleeper can miss both until its next heartbeat, a second.
   void ring(int world_rank) const;
   void ring_if_for_any(int world_rank) const;  // unless it sleeps for one rank
   static void publication_fence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
@@ -90,23 +103,25 @@ class Communicator {
   // that goes on (a handle), resume_collective comes back to it.
   void enter_collective(Operation operation, uint32_t group, uint64_t sequence, uint64_t bytes = 0);
   void leave_collective();
-  void pause_collective() const;
+  void pause_collective();
   void resume_collective(Operation operation, uint32_t group, uint64_t sequence);
   // A group of this rank: whose lowest world rank is `leader`.
   void add_group(uint32_t id, int32_t leader) { leaders_.emplace_back(id, leader); }
   // "rank 1: all_gather of group 0 (#7), decode step 14: <what>".
   std::string error_text(const std::string& what) const;
   // Publishes that text as this rank's failure, so that all ranks end, and throws it as RankError.
-  [[noreturn]] void fail(const std::string& what) const;
+  // `blamed`: the rank that did not come.
+  [[noreturn]] void fail(const std::string& what, int blamed = -1) const;
   TransferQueue& transfers() const { return *transfers_; }
 
  private:
   void show_collective(Operation operation, uint32_t group, uint64_t sequence) const;
+  void arrive() const;
   bool ready_soon(Condition ready, int64_t start) const;
   void wake(int world_rank, uint32_t sleeping_for) const;
   void sleep_until(Condition ready, int for_rank, WakeOn wake_on, int64_t start);
   void throw_if_world_ended() const;
-  std::string timeout_text(int for_rank) const;
+  std::string timeout_text(int for_rank, const Blame& blame) const;
 
   Arena& arena_;
   int world_rank_;
@@ -115,8 +130,11 @@ class Communicator {
   uint64_t bytes_sent_ = 0;
   int64_t wait_ns_ = 0;
   FlightRecorder flights_;
+  std::optional<Trace> trace_;
+  std::optional<TraceSpan> collective_;                // the one it is in
   std::vector<std::pair<uint32_t, int32_t>> leaders_;  // (group id, its lowest world rank)
   std::unique_ptr<TransferQueue> transfers_;
+  std::unique_ptr<FaultInjector> faults_;  // null: none
 };
 
 enum class DataType : uint8_t { kBytes, kF32, kBf16, kInt8 };
@@ -187,6 +205,7 @@ class ProcessGroup {
   void enter(const Transfer& transfer);
   void run(Transfer& transfer);
   Pending start(Transfer& transfer);
+  bool leaves_out(Transfer& transfer);
   Transfer& begin_all_gather(std::span<const std::byte> in, std::span<std::byte> out);
   Transfer& begin_all_to_all_v(std::span<const std::byte> in, std::span<std::byte> out,
                                const VCounts& counts);

@@ -137,7 +137,7 @@ bool Transfer::send_to_one(int peer) {
     if (header.chunk_bytes > 0)
       std::memcpy(channel.payload(), out.data + out.moved, header.chunk_bytes);
     channel.publish(header);
-    queue_.communicator().count_sent(header.chunk_bytes);
+    queue_.communicator().count_sent(ranks_[peer], header.chunk_bytes);
     out.moved += header.chunk_bytes;
     out.done = out.moved == out.bytes;
     unfinished_ -= out.done;

@@ -46,6 +46,8 @@ class Transfer {
   void reduce(std::span<const std::byte> own, std::byte* result, Kind kind);
   // Copied when the first chunks are on their way.
   void copy(std::span<const std::byte> from, std::byte* to);
+  // Complete without having moved anything; before it is started.
+  void cancel() { unfinished_ = 0; }
 
   bool complete() const { return unfinished_ == 0; }
   uint64_t sequence() const { return header_.sequence; }

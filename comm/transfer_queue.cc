@@ -181,12 +181,12 @@ void TransferQueue::put_in_outbox(Arena::Slot header, std::span<const int> ranks
   for (const int peer : order) {
     SendChannel& channel = to(ranks[peer]);
     channel.put(header);
+    communicator_.count_sent(ranks[peer], header.chunk_bytes);
     readers.push_back({ranks[peer], channel.published()});
   }
   ++outbox_chunks_;
   Communicator::publication_fence();
   for (const int peer : order) communicator_.ring(ranks[peer]);
-  communicator_.count_sent(header.chunk_bytes * order.size());
 }
 
 void TransferQueue::take(std::span<const int> ranks) {

@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "comm/arena_layout.h"
+#include "comm/heartbeat.h"
 #include "comm/process_group.h"
 #include "comm/transfer.h"
 
@@ -29,9 +30,6 @@ constexpr int kPausesPerClock = 32;
 // rank's time: long enough for a turn of each of four others in a short collective, where one that
 // slept would be woken across cores (19 us) again and again.
 constexpr int64_t kYieldNs = 50'000;
-// A sleeper looks up this often even if nobody rings, so that a ringer that died between clearing
-// sleeping_for and waking costs a pause, not a hang.
-constexpr int64_t kSliceNs = 250'000'000;
 
 void pause_core() {
 #if defined(__x86_64__)
@@ -45,6 +43,14 @@ long futex(std::atomic<uint32_t>& word, int operation, uint32_t value, const tim
   static_assert(sizeof(word) == sizeof(uint32_t));
   return ::syscall(SYS_futex, &word, operation, value, timeout, nullptr, 0);
 }
+
+// The operations of collectives stand in both lists in one order.
+TraceOp traced(Operation operation) {
+  return static_cast<TraceOp>(static_cast<int>(TraceOp::kBarrier) + static_cast<int>(operation) -
+                              static_cast<int>(Operation::kBarrier));
+}
+static_assert(static_cast<int>(TraceOp::kCombine) - static_cast<int>(TraceOp::kBarrier) ==
+              static_cast<int>(Operation::kCombine) - static_cast<int>(Operation::kBarrier));
 
 }  // namespace
 
@@ -62,19 +68,44 @@ Communicator::Communicator(Arena& arena, int world_rank, std::chrono::millisecon
       timeout_(timeout),
       spin_(static_cast<int>(std::thread::hardware_concurrency()) >= arena.shape().world_size),
       flights_(arena, world_rank),
-      transfers_(std::make_unique<TransferQueue>(*this)) {}
+      transfers_(std::make_unique<TransferQueue>(*this)) {
+  if (arena.shape().trace.on()) trace_.emplace(arena, world_rank);
+}
 
 Communicator::~Communicator() = default;
 
-void Communicator::enter_step(Stage stage, uint64_t step) const {
+void Communicator::enter_step(Stage stage, uint64_t step) {
   Activity& activity = arena_.activity(world_rank_);
   activity.stage.store(stage, kRelaxed);
   activity.step.store(step, kRelaxed);
   activity.layer.store(-1, kRelaxed);
+  activity.beat_ns.store(now_ns(), kRelaxed);
+  if (trace_) {
+    trace_->set_step(step);
+    trace_->set_layer(-1);
+  }
+  arrive();
 }
 
-void Communicator::enter_layer(int32_t layer) const {
-  arena_.activity(world_rank_).layer.store(layer, kRelaxed);
+void Communicator::enter_layer(int32_t layer) {
+  Activity& activity = arena_.activity(world_rank_);
+  activity.layer.store(layer, kRelaxed);
+  activity.beat_ns.store(now_ns(), kRelaxed);
+  if (trace_) trace_->set_layer(layer);
+  arrive();
+}
+
+void Communicator::inject(std::vector<Fault> faults) {
+  if (faults.empty()) return;
+  faults_ = std::make_unique<FaultInjector>(std::move(faults));
+  arrive();
+}
+
+void Communicator::arrive() const {
+  if (faults_ == nullptr) [[likely]]
+    return;
+  if (const size_t struck = faults_->arrive(arena_.snapshot(world_rank_)); struck > 0)
+    arena_.count_faults(struck);
 }
 
 void Communicator::show_collective(Operation operation, uint32_t group, uint64_t sequence) const {
@@ -86,10 +117,12 @@ void Communicator::show_collective(Operation operation, uint32_t group, uint64_t
 
 void Communicator::enter_collective(Operation operation, uint32_t group, uint64_t sequence,
                                     uint64_t bytes) {
+  if (trace_) collective_.emplace(trace(), traced(operation), 0, bytes);
   show_collective(operation, group, sequence);
   const auto known = std::find_if(leaders_.begin(), leaders_.end(),
                                   [&](const auto& entry) { return entry.first == group; });
   flights_.begin(operation, group, known == leaders_.end() ? -1 : known->second, sequence, bytes);
+  arrive();
 }
 
 void Communicator::leave_collective() {
@@ -97,11 +130,13 @@ void Communicator::leave_collective() {
   pause_collective();
 }
 
-void Communicator::pause_collective() const {
+void Communicator::pause_collective() {
   arena_.activity(world_rank_).operation.store(Operation::kNone, kRelaxed);
+  collective_.reset();
 }
 
 void Communicator::resume_collective(Operation operation, uint32_t group, uint64_t sequence) {
+  if (trace_) collective_.emplace(trace(), traced(operation));
   show_collective(operation, group, sequence);
   flights_.resume(group, sequence);
 }
@@ -110,9 +145,11 @@ void Communicator::resume_collective(Operation operation, uint32_t group, uint64
 void Communicator::wait_until(Condition ready, int for_rank, WakeOn wake_on) {
   for (int look = 0; look < (spin_ ? kLooks : 1); ++look)
     if (ready()) return;
+  const TraceSpan span(trace(), TraceOp::kWait, 0, 0, for_rank);
   const int64_t start = now_ns();
   Activity& activity = arena_.activity(world_rank_);
   activity.waiting_for.store(for_rank, kRelaxed);
+  activity.beat_ns.store(start, kRelaxed);
   if (!ready_soon(ready, start)) sleep_until(ready, for_rank, wake_on, start);
   activity.waiting_for.store(-1, kRelaxed);
   wait_ns_ += now_ns() - start;
@@ -140,33 +177,38 @@ void Communicator::sleep_until(Condition ready, int for_rank, WakeOn wake_on, in
   const uint32_t sleeping_for =
       wake_on == WakeOn::kAnyRank ? kSleepingForAny : static_cast<uint32_t>(for_rank) + 1;
   const int64_t deadline = start + std::chrono::nanoseconds(timeout_).count();
+  const int64_t interval = heartbeat_interval_ns(timeout_);
   for (;;) {
     const uint32_t doorbell = me.doorbell.load();
     me.sleeping_for.store(sleeping_for);
     publication_fence();
     const bool done = ready();
     if (!done) throw_if_world_ended();
-    const int64_t left = deadline - now_ns();
-    if (!done && left > 0) futex_wait(me.doorbell, doorbell, std::min(left, kSliceNs));
+    const int64_t now = now_ns(), left = deadline - now;
+    me.activity.beat_ns.store(now, kRelaxed);
+    if (!done && left > 0) futex_wait(me.doorbell, doorbell, std::min(left, interval));
     me.sleeping_for.store(kAwake);
     if (done) return;
-    if (left <= 0) fail(timeout_text(for_rank));
+    if (left <= 0) {
+      const Blame blame = find_blame(arena_, world_rank_, for_rank, timeout_);
+      fail(timeout_text(for_rank, blame), blame.rank >= 0 ? blame.rank : for_rank);
+    }
   }
 }
 
-// A rank that waits itself is not to blame: names the one at the end of the chain too.
-std::string Communicator::timeout_text(int for_rank) const {
+std::string Communicator::timeout_text(int for_rank, const Blame& blame) const {
   std::string text = fmt::format("waited {} ms for rank {}, which is in: {}.", timeout_.count(),
                                  for_rank, describe(arena_.snapshot(for_rank)));
-  int last = for_rank;
-  for (int hops = 0; hops < world_size(); ++hops) {
-    const int next = arena_.snapshot(last).waiting_for;
-    if (next < 0 || next >= world_size() || next == world_rank_) break;
-    last = next;
-  }
-  if (last != for_rank)
-    text += fmt::format(" That chain of waits leads to rank {}, which is in: {}.", last,
-                        describe(arena_.snapshot(last)));
+  if (blame.kind == Blame::Kind::kEndOfChain && blame.rank != for_rank)
+    text += fmt::format(" That chain of waits leads to rank {}, which is in: {}.", blame.rank,
+                        describe(arena_.snapshot(blame.rank)));
+  if (blame.kind == Blame::Kind::kOutsideCircle)
+    text += fmt::format(" The waits are a circle of ranks that run; rank {} is in: {}.", blame.rank,
+                        describe(arena_.snapshot(blame.rank)));
+  if (blame.rank >= 0 && blame.silent)
+    text +=
+        fmt::format(" Rank {} has given no sign of life for {} ms; it is stopped, or cannot run.",
+                    blame.rank, silence_ns(arena_, blame.rank) / 1'000'000);
   return text + " On a loaded machine raise runtime_config.comm_timeout_s.";
 }
 
@@ -198,16 +240,12 @@ void Communicator::wake(int world_rank, uint32_t sleeping_for) const {
 }
 
 std::string Communicator::error_text(const std::string& what) const {
-  const ActivitySnapshot here = arena_.snapshot(world_rank_);
-  std::string text = fmt::format("rank {}: ", world_rank_);
-  if (here.operation != Operation::kNone)
-    text += describe_call(here.operation, here.group, here.sequence) + ", ";
-  return text + describe_place(here) + ": " + what;
+  return error_prefix(world_rank_, arena_.snapshot(world_rank_)) + what;
 }
 
-void Communicator::fail(const std::string& what) const {
+void Communicator::fail(const std::string& what, int blamed) const {
   const std::string text = error_text(what);
-  arena_.publish_failure(world_rank_, text);
+  arena_.publish_failure(world_rank_, text, blamed);
   throw RankError(text);
 }
 

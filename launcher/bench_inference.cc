@@ -224,7 +224,7 @@ void print(Phase phase, const nlohmann::json& report) {
 }
 
 void run_bench_inference(Phase phase, const InferenceArguments& arguments) {
-  Config config = read_config(arguments.config.config, arguments.config.overrides);
+  Config config = read_config(arguments.config);
   for (const std::string& note : config.notes) spdlog::info("{}", note);
   require_runnable(config);
   if (!arguments.json.empty()) require_output_path(arguments.json);
@@ -240,6 +240,7 @@ void add(CLI::App& bench, Phase phase, const char* about, int64_t tokens) {
   command->add_option("--set", arguments->config.overrides, "section.key=value; may repeat")
       ->take_all()
       ->allow_extra_args(false);
+  command->add_option("--trace", arguments->config.trace, "write a trace of each rank there");
   command->add_option("--tokens", arguments->tokens, "tokens of one sequence")
       ->default_val(tokens)
       ->check(CLI::Range(1, 1 << 24));

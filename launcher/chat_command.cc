@@ -24,7 +24,7 @@ std::filesystem::path history_file() {
 }  // namespace
 
 void chat_command(const ChatArguments& arguments) {
-  const Config config = read_config(arguments.config.config, arguments.config.overrides);
+  const Config config = read_config(arguments.config);
   for (const std::string& note : config.notes) spdlog::info("{}", note);
   require_runnable(config);
   ChatModel model(config, {.chat_template = arguments.chat_template,

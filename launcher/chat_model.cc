@@ -17,7 +17,7 @@ constexpr auto kRouter = static_cast<uint8_t>(msg::Observe::Router);
 std::optional<model::ChatTemplate> find_template(const std::filesystem::path& directory,
                                                  const std::filesystem::path& file) {
   if (!file.empty()) return model::ChatTemplate::of_file(file, directory);
-  if (!model::ChatTemplate::is_in(directory)) return std::nullopt;
+  if (!model::ChatTemplate::exists(directory)) return std::nullopt;
   return model::ChatTemplate::of_checkpoint(directory);
 }
 

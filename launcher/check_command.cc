@@ -6,7 +6,7 @@
 namespace troupe::launcher {
 
 void check_command(const CheckArguments& arguments) {
-  const Config config = read_config(arguments.config.config, arguments.config.overrides);
+  const Config config = read_config(arguments.config);
   fmt::print("{}", check_report(config, arguments.fit));
 }
 

@@ -6,18 +6,26 @@
 #include <string>
 #include <vector>
 
+#include "launcher/config.h"
+
 namespace troupe::launcher {
 
 struct ConfigArguments {
   std::filesystem::path config;
   std::vector<std::string> overrides;  // --set
+  std::vector<std::string> inject;     // --inject, of commands that start ranks
+  std::filesystem::path trace;         // --trace: where a trace of the launch goes
 };
+// read_config() with what the other arguments say: faults to inject, which are checked; a trace.
+Config read_config(const ConfigArguments& arguments);
 
 struct RunArguments {
   ConfigArguments config;
   std::vector<std::string> prompts;     // --prompt
   std::vector<std::string> prompt_ids;  // --prompt-ids
   std::filesystem::path prompt_file;
+  std::vector<std::string> stops;  // --stop: texts that end an answer
+  int n = 1;                       // answers to each prompt
   bool ignore_eos = false;
   bool chat = false;                    // prompts are what a user says
   std::filesystem::path chat_template;  // in place of the checkpoint's
@@ -64,6 +72,21 @@ struct ConvertArguments {
   std::string quant_mode;
 };
 void convert_command(const ConvertArguments& arguments);
+
+struct TraceArguments {
+  std::filesystem::path directory;
+  std::filesystem::path output;  // empty: a file in the directory
+};
+void trace_summary_command(const TraceArguments& arguments);
+void trace_merge_command(const TraceArguments& arguments);
+void trace_html_command(const TraceArguments& arguments);
+
+struct InspectArguments {
+  std::filesystem::path directory;
+  std::filesystem::path layout;  // a YAML file, or none
+  bool json = false;
+};
+void inspect_command(const InspectArguments& arguments);
 
 struct CheckArguments {
   ConfigArguments config;

@@ -202,6 +202,7 @@ Config read_config(const std::filesystem::path& file, const std::vector<std::str
   Config config;
   for (const auto& [key, setting] : settings) store(*key, setting, config);
   check_sizes(config, settings);
+  if (config.model.enable_profiler) config.trace_dir = "prof";
   if (config.model.model_path.empty()) {
     throw_user_error("{}: model_config.model_path: missing; write the directory of config.json",
                      file.string());

@@ -63,7 +63,11 @@ struct Config {
     double device_memory_gb = 0;  // 0: the machine's share
     bool pin = false;
     bool hugepages = true;
+    std::string dump_dir = ".";  // for the dump of a launch that failed; empty: no dump
   } runtime;
+
+  std::vector<std::string> inject;  // --inject: faults as comm/fault.h reads them
+  std::filesystem::path trace_dir;  // of a trace of the launch, as --trace says; empty: none
 
   // Said once in the log: keys that mean something only on an NPU, and what stands for them here.
   std::vector<std::string> notes;

@@ -123,7 +123,7 @@ std::vector<Key> model_keys() {
                         is("npugraph_ex", ExeMode::kGraph)},
                        in_model<&M::exe_mode>)),
       runs_only({"False"}, flag(kModel, "force_eplb", in_model<&M::force_eplb>)),
-      runs_only({"False"}, flag(kModel, "enable_profiler", in_model<&M::enable_profiler>)),
+      flag(kModel, "enable_profiler", in_model<&M::enable_profiler>),
       no_effect("output goes to stdout, logs to stderr, reports to --json",
                 text(kModel, "output_path", kNowhere)),
       no_effect("kernels are compiled with the program, for every instruction set",
@@ -249,6 +249,7 @@ std::vector<Key> runtime_keys() {
       number(kRuntime, "device_memory_gb", 0, 65536, in_runtime<&R::device_memory_gb>),
       flag(kRuntime, "pin", in_runtime<&R::pin>),
       runs_only({"True"}, flag(kRuntime, "hugepages", in_runtime<&R::hugepages>)),
+      text(kRuntime, "dump_dir", in_runtime<&R::dump_dir>),
   };
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "launcher/trace_files.h"
 
 namespace troupe::launcher {
 
@@ -105,6 +106,8 @@ msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits
   launch.deterministic = moe.deterministic;
   launch.moe_double_routing = moe.double_routing;
   launch.moe_int8_payload = moe.int8_payload;
+  launch.faults = config.inject;
+  if (!config.trace_dir.empty()) launch.trace_events = trace_events(config.parallel.world_size);
   return launch;
 }
 

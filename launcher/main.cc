@@ -14,6 +14,7 @@
 #include "launcher/launch.h"
 #include "launcher/supervisor.h"
 #include "layers/isa.h"
+#include "serve/serve_command.h"
 
 namespace troupe::launcher {
 
@@ -28,9 +29,20 @@ void add_config(CLI::App* command, ConfigArguments& arguments) {
       ->allow_extra_args(false);
 }
 
+void add_launch(CLI::App* command, ConfigArguments& arguments) {
+  add_config(command, arguments);
+  command
+      ->add_option("--inject", arguments.inject,
+                   "a fault, as kill:rank=3,stage=dispatch,step=12; may repeat")
+      ->take_all()
+      ->allow_extra_args(false);
+  command->add_option("--trace", arguments.trace,
+                      "write a trace of each rank into this directory (docs/tracing.md)");
+}
+
 void add_run(CLI::App& app, RunArguments& arguments) {
   CLI::App* command = app.add_subcommand("run", "generate text");
-  add_config(command, arguments.config);
+  add_launch(command, arguments.config);
   command->add_option("--prompt", arguments.prompts, "text to continue; may repeat")
       ->take_all()
       ->allow_extra_args(false);
@@ -44,13 +56,18 @@ void add_run(CLI::App& app, RunArguments& arguments) {
   command->add_option("--chat-template", arguments.chat_template, "this Jinja file instead")
       ->needs(chat);
   command->add_flag("--ignore-eos", arguments.ignore_eos, "do not stop at the end-of-text token");
+  command->add_option("--stop", arguments.stops, "text before which an answer ends; may repeat")
+      ->take_all()
+      ->allow_extra_args(false);
+  command->add_option("--n", arguments.n, "answers to each prompt, with numbers of their own")
+      ->check(CLI::Range(1, 1024));
   command->add_option("--json", arguments.json, "write the report to this file");
   command->callback([&] { run_command(arguments); });
 }
 
 void add_chat(CLI::App& app, ChatArguments& arguments) {
   CLI::App* command = app.add_subcommand("chat", "talk to the model; reads lines from a pipe too");
-  add_config(command, arguments.config);
+  add_launch(command, arguments.config);
   command->add_flag("--raw", arguments.raw, "continue plain text, without chat template");
   command->add_option("--chat-template", arguments.chat_template,
                       "this Jinja file instead of the checkpoint's");
@@ -59,7 +76,7 @@ void add_chat(CLI::App& app, ChatArguments& arguments) {
 
 void add_score(CLI::App& app, ScoreArguments& arguments) {
   CLI::App* command = app.add_subcommand("score", "log-probabilities and perplexity of a text");
-  add_config(command, arguments.config);
+  add_launch(command, arguments.config);
   command->add_option("--text-file", arguments.text_file, "text to score");
   command
       ->add_option("--prompt-ids", arguments.prompt_ids, "token ids 1,2,3 as they are; may repeat")
@@ -78,7 +95,7 @@ void add_score(CLI::App& app, ScoreArguments& arguments) {
 
 void add_verify(CLI::App& app, VerifyArguments& arguments, int& status) {
   CLI::App* command = app.add_subcommand("verify", "compare this layout with one rank, bit by bit");
-  add_config(command, arguments.config);
+  add_launch(command, arguments.config);
   command->add_option("--text-file", arguments.text_file, "text to read; the default is built in");
   command
       ->add_option("--prompt-ids", arguments.prompt_ids, "token ids 1,2,3 as they are; may repeat")
@@ -89,7 +106,9 @@ void add_verify(CLI::App& app, VerifyArguments& arguments, int& status) {
 
 void add_tokenize(CLI::App& app, TokenizeArguments& arguments) {
   CLI::App* command = app.add_subcommand("tokenize", "text to token ids and back, as JSON");
-  command->add_option("--tokenizer", arguments.tokenizer, "directory with tokenizer.json")
+  command
+      ->add_option("--tokenizer", arguments.tokenizer,
+                   "directory with tokenizer.json or tiktoken.model")
       ->required();
   command->add_option("--text", arguments.text, "text to encode");
   command->add_option("--prompt-file", arguments.prompt_file, "JSON list of texts to encode");
@@ -115,6 +134,33 @@ void add_convert(CLI::App& app, ConvertArguments& arguments) {
                    "bfloat16 (from fp8), w8a8c16 (int8 weights and activations)")
       ->required();
   command->callback([&] { convert_command(arguments); });
+}
+
+void add_trace(CLI::App& app, TraceArguments& arguments) {
+  CLI::App* trace = app.add_subcommand("trace", "read what --trace has written");
+  trace->require_subcommand(1);
+  const auto add = [&](const char* name, const char* about, void (*run)(const TraceArguments&)) {
+    CLI::App* command = trace->add_subcommand(name, about);
+    command->add_option("directory", arguments.directory, "the DIR of --trace")->required();
+    command->callback([&arguments, run] { run(arguments); });
+    return command;
+  };
+  const char* output = "file to write";
+  add("summary", "where the time of each rank went", trace_summary_command);
+  add("merge", "all ranks as one Chrome trace", trace_merge_command)
+      ->add_option("--output", arguments.output, output)
+      ->default_str("DIR/merged.json");
+  add("html", "a page to look at, without a network", trace_html_command)
+      ->add_option("--output", arguments.output, output)
+      ->default_str("DIR/trace.html");
+}
+
+void add_inspect(CLI::App& app, InspectArguments& arguments) {
+  CLI::App* command = app.add_subcommand("inspect", "what a checkpoint is; reads no weights");
+  command->add_option("directory", arguments.directory, "with config.json")->required();
+  command->add_option("--config", arguments.layout, "YAML: what each rank of its layout needs");
+  command->add_flag("--json", arguments.json, "print JSON");
+  command->callback([&] { inspect_command(arguments); });
 }
 
 struct RankArguments {
@@ -154,6 +200,8 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   TokenizeArguments tokenize;
   CheckArguments check;
   ConvertArguments convert;
+  TraceArguments trace;
+  InspectArguments inspect;
   RankArguments rank;
   app.add_option("--log-level", log_level, "of stderr")
       ->check(CLI::IsMember({"debug", "info", "warn", "error", "off"}))
@@ -177,8 +225,11 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   add_verify(app, verify, status);
   add_tokenize(app, tokenize);
   add_check(app, check);
+  serve::add_serve_command(app);
   add_bench_command(app);
   add_convert(app, convert);
+  add_trace(app, trace);
+  add_inspect(app, inspect);
   add_rank(app, rank, status);
   app.parse(argc, argv);
   return status;
@@ -200,9 +251,8 @@ int main(int argc, char** argv) {
   } catch (const UserError& error) {
     return fail(kExitUserError, error.what());
   } catch (const WorldFailed& error) {
-    fail(kExitRankFailed, error.what());
     std::fputs(error.ranks().c_str(), stderr);
-    return kExitRankFailed;
+    return fail(kExitRankFailed, error.what());
   } catch (const RankError& error) {
     return fail(kExitRankFailed, error.what());
   } catch (const std::exception& error) {

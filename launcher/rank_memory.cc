@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "actors/rank.h"
+#include "model/inventory.h"
 #include "model/weights.h"
 
 namespace troupe::launcher {
@@ -14,16 +15,11 @@ namespace {
 
 constexpr int64_t kAssumedPrompt = 1024;  // tokens, where the configuration sets no bound
 
-bool has_checkpoint(const std::filesystem::path& directory) {
-  return std::filesystem::exists(directory / "model.safetensors.index.json") ||
-         std::filesystem::exists(directory / "model.safetensors");
-}
-
 // As packed by the ranks: what is measured here is what they will hold.
 void count_packed(const Config& config, model::ModelConfig model,
                   const model::ParallelLayout& layout, model::WeightOptions options,
                   LaunchMemory& memory) {
-  if (options.with_ckpt && !has_checkpoint(config.model.model_path)) {
+  if (options.with_ckpt && !model::has_checkpoint(config.model.model_path)) {
     memory.weights_remark = fmt::format("no checkpoint in {}: counted from config.json",
                                         config.model.model_path.string());
     options.with_ckpt = false;

@@ -112,20 +112,7 @@ void write_json_file(const std::filesystem::path& path, const nlohmann::json& js
   // Text that is no UTF-8 cannot be told from a broken file later: replace it.
   const std::string text =
       json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
-  require_output_path(path);
-  const std::string temporary = path.string() + ".part";
-  const Fd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
-  bool whole = static_cast<bool>(fd);
-  for (size_t done = 0; whole && done < text.size();) {
-    const ssize_t written = ::write(fd.get(), text.data() + done, text.size() - done);
-    whole = written > 0;
-    done += whole ? static_cast<size_t>(written) : 0;
-  }
-  if (!whole || ::rename(temporary.c_str(), path.c_str()) != 0) {
-    const std::string why = errno_text("write");
-    ::unlink(temporary.c_str());
-    throw_user_error("{}: cannot write the report ({})", path.string(), why);
-  }
+  replace_file(path, text);
 }
 
 }  // namespace troupe::launcher

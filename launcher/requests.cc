@@ -4,6 +4,7 @@
 #include "base/memory.h"
 #include "model/chat_template.h"
 #include "model/input_file.h"
+#include "model/tokenizer_file.h"
 
 namespace troupe::launcher {
 
@@ -13,7 +14,7 @@ std::string read_text_file(const std::filesystem::path& path) {
 }
 
 std::optional<model::Tokenizer> find_tokenizer(const std::filesystem::path& model_path) {
-  if (!std::filesystem::exists(model_path / "tokenizer.json")) return std::nullopt;
+  if (model::tokenizer_file_name(model_path).empty()) return std::nullopt;
   return model::Tokenizer(model_path);
 }
 
@@ -24,8 +25,10 @@ std::vector<int32_t> prompt_tokens(const Prompt& prompt, const model::Tokenizer*
     ids = *prompt.ids;
   } else {
     if (tokenizer == nullptr)
-      throw_user_error("{}: the model directory has no tokenizer.json; give --prompt-ids instead",
-                       name);
+      throw_user_error(
+          "{}: the model directory has no tokenizer.json or tiktoken.model; give --prompt-ids "
+          "instead",
+          name);
     ids = tokenizer->encode(prompt.text);
   }
   if (ids.empty()) throw_user_error("{}: no tokens; the prompt must not be empty", name);
@@ -40,7 +43,8 @@ void apply_chat_template(std::vector<Prompt>& prompts, const model::Tokenizer* t
                          const Config& config, const std::filesystem::path& chat_template) {
   const std::filesystem::path& directory = config.model.model_path;
   if (tokenizer == nullptr)
-    throw_user_error("{}: has no tokenizer.json; a chat needs one", directory.string());
+    throw_user_error("{}: has no tokenizer.json or tiktoken.model; a chat needs one",
+                     directory.string());
   const auto chat = chat_template.empty() ? model::ChatTemplate::of_checkpoint(directory)
                                           : model::ChatTemplate::of_file(chat_template, directory);
   const auto limit = static_cast<size_t>(config.data.input_truncated_len);

@@ -12,7 +12,7 @@
 
 namespace troupe::launcher {
 
-// The tokenizer beside the model; none if the directory has no tokenizer.json.
+// The tokenizer beside the model; none if the directory has no file of one.
 std::optional<model::Tokenizer> find_tokenizer(const std::filesystem::path& model_path);
 
 // Token ids of one prompt: ids as given, or text by the tokenizer's own BOS rule. UserError when

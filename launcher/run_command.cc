@@ -11,12 +11,13 @@
 #include "launcher/launch.h"
 #include "launcher/report.h"
 #include "launcher/requests.h"
+#include "model/text_stream.h"
 
 namespace troupe::launcher {
 
 namespace {
 
-using model::StreamDecoder;
+using model::TextStream;
 using model::Tokenizer;
 
 std::vector<Prompt> collect_prompts(const RunArguments& arguments, const Config& config) {
@@ -49,13 +50,31 @@ actors::Request make_request(const Config& config, const model::ModelConfig& mod
   return request;
 }
 
+// Ends the request after a token that completes one of `stops`.
+void stop_at_text(actors::Request& request, const Tokenizer& tokenizer,
+                  const std::vector<std::string>& stops) {
+  const auto text = std::make_shared<TextStream>(tokenizer, stops);
+  request.stops_after = [text](int32_t token) {
+    text->push(token);
+    return text->stopped();
+  };
+}
+
+void require_stops(const std::vector<std::string>& stops, const Tokenizer* tokenizer) {
+  for (const std::string& stop : stops)
+    if (stop.empty()) throw_user_error("--stop: the text must not be empty");
+  if (!stops.empty() && tokenizer == nullptr)
+    throw_user_error("--stop: the model directory has no tokenizer.json");
+}
+
 // Writes answers to stdout: a single one as it comes, several whole and in order, with an empty
 // line between them.
 class AnswerPrinter {
  public:
-  AnswerPrinter(const Tokenizer* tokenizer, size_t answers) : answers_(answers) {
+  AnswerPrinter(const Tokenizer* tokenizer, const std::vector<std::string>& stops, size_t answers)
+      : answers_(answers) {
     for (Answer& answer : answers_)
-      if (tokenizer != nullptr) answer.decoder.emplace(*tokenizer);
+      if (tokenizer != nullptr) answer.decoder.emplace(*tokenizer, stops);
   }
 
   void on_tokens(int index, std::span<const int32_t> tokens, actors::FinishReason reason) {
@@ -72,7 +91,7 @@ class AnswerPrinter {
 
  private:
   struct Answer {
-    std::optional<StreamDecoder> decoder;
+    std::optional<TextStream> decoder;
     std::string unprinted;
     bool finished = false;
   };
@@ -92,13 +111,23 @@ class AnswerPrinter {
   size_t next_ = 0;
 };
 
-nlohmann::json output_json(const Prompt& prompt, const std::vector<int32_t>& prompt_ids,
-                           const actors::Completion& completion, const Tokenizer* tokenizer) {
+std::string text_of(const std::vector<int32_t>& tokens, const Tokenizer* tokenizer,
+                    const std::vector<std::string>& stops) {
+  if (tokenizer == nullptr) return "";
+  TextStream stream(*tokenizer, stops);
+  std::string text;
+  for (const int32_t token : tokens) text += stream.push(token);
+  return text + stream.finish();
+}
+
+nlohmann::json output_json(const Prompt& prompt, const std::vector<int32_t>& prompt_ids, int choice,
+                           const actors::Completion& completion, const std::string& text) {
   const bool stopped = completion.reason == actors::FinishReason::kStop;
   return {{"prompt", prompt.text},
           {"prompt_ids", prompt_ids},
+          {"choice", choice},
           {"output_ids", completion.tokens},
-          {"text", tokenizer != nullptr ? tokenizer->decode(completion.tokens) : ""},
+          {"text", text},
           {"finish_reason", stopped ? "stop" : "length"},
           {"mtp", {{"drafted", completion.drafted}, {"accepted", completion.accepted}}}};
 }
@@ -106,13 +135,15 @@ nlohmann::json output_json(const Prompt& prompt, const std::vector<int32_t>& pro
 }  // namespace
 
 void run_command(const RunArguments& arguments) {
-  const Config config = read_config(arguments.config.config, arguments.config.overrides);
+  const Config config = read_config(arguments.config);
   for (const std::string& note : config.notes) spdlog::info("{}", note);
   require_runnable(config);
   if (!arguments.json.empty()) require_output_path(arguments.json);
   const model::ModelConfig model = model::read_model_config(config.model.model_path);
   const auto tokenizer = find_tokenizer(config.model.model_path);
   const Tokenizer* tokenizer_or_null = tokenizer ? &*tokenizer : nullptr;
+
+  require_stops(arguments.stops, tokenizer_or_null);
 
   std::vector<Prompt> prompts = collect_prompts(arguments, config);
   if (arguments.chat)
@@ -123,11 +154,15 @@ void run_command(const RunArguments& arguments) {
     auto ids = prompt_tokens(prompts[i], tokenizer_or_null, model, fmt::format("prompt {}", i));
     const auto limit = static_cast<size_t>(config.data.input_truncated_len);
     if (!prompts[i].ids && limit > 0 && ids.size() > limit) ids.resize(limit);
-    prompt_ids.push_back(ids);
-    requests.push_back(make_request(config, model, std::move(ids), arguments.ignore_eos));
+    for (int choice = 0; choice < arguments.n; ++choice) {
+      requests.push_back(make_request(config, model, ids, arguments.ignore_eos));
+      requests.back().choice = choice;
+      if (!arguments.stops.empty()) stop_at_text(requests.back(), *tokenizer, arguments.stops);
+    }
+    prompt_ids.push_back(std::move(ids));
   }
 
-  AnswerPrinter printer(tokenizer_or_null, prompts.size());
+  AnswerPrinter printer(tokenizer_or_null, arguments.stops, requests.size());
   const LaunchResult result = run_launch(
       config, model, std::move(requests), 0,
       {.on_tokens = [&](int index, std::span<const int32_t> tokens,
@@ -137,9 +172,13 @@ void run_command(const RunArguments& arguments) {
 
   if (arguments.json.empty()) return;
   nlohmann::json outputs = nlohmann::json::array();
-  for (size_t i = 0; i < prompts.size(); ++i)
-    outputs.push_back(
-        output_json(prompts[i], prompt_ids[i], result.completions[i], tokenizer_or_null));
+  for (size_t i = 0; i < result.completions.size(); ++i) {
+    const actors::Completion& completion = result.completions[i];
+    const size_t prompt = i / arguments.n;
+    outputs.push_back(output_json(prompts[prompt], prompt_ids[prompt],
+                                  static_cast<int>(i % arguments.n), completion,
+                                  text_of(completion.tokens, tokenizer_or_null, arguments.stops)));
+  }
   write_json_file(arguments.json, {{"outputs", std::move(outputs)},
                                    {"metrics", metrics_json(config.parallel.world_size, result)}});
 }

@@ -109,7 +109,7 @@ Score score_of(const actors::Completion& completion) {
 }  // namespace
 
 void score_command(const ScoreArguments& arguments) {
-  Config config = read_config(arguments.config.config, arguments.config.overrides);
+  Config config = read_config(arguments.config);
   require_runnable(config);
   if (!arguments.json.empty()) require_output_path(arguments.json);
   config.model.next_n = 0;  // nothing is generated

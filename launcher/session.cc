@@ -1,8 +1,25 @@
 #include "launcher/session.h"
 
+#include <unistd.h>
+
 #include "launcher/rank_memory.h"
+#include "model/safetensors.h"
 
 namespace troupe::launcher {
+namespace {
+
+// The ranks have packed the weights: the checkpoint's pages in the kernel's cache are a second copy
+// of them. A small one stays, so that the next start is fast; one that takes more than a quarter of
+// the machine's memory goes.
+void drop_second_copy(const Config& config) {
+  const auto memory =
+      static_cast<size_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(::getpagesize());
+  if (!config.model.with_ckpt) return;
+  if (model::checkpoint_file_bytes(config.model.model_path) > memory / 4)
+    model::drop_from_page_cache(config.model.model_path);
+}
+
+}  // namespace
 
 Session::Session(const Config& config, const model::ModelConfig& model, const Load& load,
                  uint8_t observe, SessionCallbacks callbacks)
@@ -16,9 +33,13 @@ Session::Session(const Config& config, const model::ModelConfig& model, const Lo
                  }) {
   world_.emplace(
       describe_launch(config, limits_, observe), model,
+      WorldPaths{.dump = config.runtime.dump_dir, .trace = config.trace_dir},
       World::Callbacks{
           .on_step_done = [this](const msg::Envelope& envelope) { mailbox_.deliver(envelope); },
-          .on_interrupt = callbacks_.on_interrupt});
+          .on_interrupt = callbacks_.on_interrupt,
+          .on_terminate = callbacks_.on_terminate});
+  mailbox_.trace_to(world_->trace());
+  drop_second_copy(config);
 }
 
 int Session::submit(actors::Request request) {

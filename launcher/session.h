@@ -30,6 +30,7 @@ struct SessionCallbacks {
       on_observed = {};
   // Ctrl-C; true when it is dealt with (a chat cancels its answer), else poll() throws Interrupted.
   std::function<bool()> on_interrupt = {};
+  std::function<bool()> on_terminate = {};  // the same for SIGTERM
 };
 
 class Session {
@@ -60,6 +61,10 @@ class Session {
   const actors::StepStatistics& statistics() const { return scheduler_.statistics(); }
   actors::SchedulerState state() const { return scheduler_.state(); }
   int draft_steps() const { return scheduler_.draft_steps(); }
+  actors::SchedulerState dp_rank_state(int dp_rank) const {
+    return scheduler_.dp_rank_state(dp_rank);
+  }
+  comm::ActivitySnapshot activity(int rank) const { return world_->activity(rank); }
   double load_s() const { return world_->load_s(); }
   std::vector<RankStatus> rank_status() const { return world_->rank_status(); }
 

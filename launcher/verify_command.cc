@@ -189,7 +189,8 @@ bool report_bits(const ForwardRecord& found, const ForwardRecord& expected,
 }  // namespace
 
 bool verify_command(const VerifyArguments& arguments) {
-  Config config = read_config(arguments.config.config, arguments.config.overrides);
+  Config config = read_config(arguments.config);
+  config.trace_dir.clear();  // of two launches
   require_runnable(config);
   config.model.next_n = 0;  // the MTP layer runs over the text, nothing is drafted
   const model::ModelConfig model = model::read_model_config(config.model.model_path);

@@ -9,14 +9,18 @@
 
 #include <algorithm>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "actors/actor.h"
 #include "actors/rank.h"
 #include "comm/endpoint.h"
 #include "comm/flight_recorder.h"
+#include "launcher/failure.h"
+#include "launcher/failure_dump.h"
 #include "launcher/progress.h"
 #include "launcher/supervisor.h"
+#include "launcher/trace_files.h"
 #include "model/weights.h"
 
 namespace troupe::launcher {
@@ -98,12 +102,15 @@ double resident_mb(int pid) {
 
 class World::Impl {
  public:
-  Impl(msg::LaunchT launch, const model::ModelConfig& model, Callbacks callbacks)
+  Impl(msg::LaunchT launch, const model::ModelConfig& model, WorldPaths paths, Callbacks callbacks)
       : launch_(std::move(launch)),
+        paths_(std::move(paths)),
         observation_shape_(actors::ObservationShape::of(launch_.observe, launch_.max_rows, model)),
         callbacks_(std::move(callbacks)),
         ranks_(launch_.world_size) {
+    if (launch_.trace_events > 0) make_trace_directory(paths_.trace);
     create_shared_memory_for(model);
+    if (launch_.trace_events > 0) trace_.emplace(*arena_, world_size());
   }
 
   void start() {
@@ -127,6 +134,7 @@ class World::Impl {
   double load_s() const { return load_s_; }
   int poll_fd() const { return events_.fd(); }
   void wake() { events_.wake(); }
+  comm::Trace* trace() { return trace_ ? &*trace_ : nullptr; }
 
   actors::Observation observation(int rank) const {
     return {observation_shape_, observation_memory_.data() + rank * observation_shape_.bytes()};
@@ -140,6 +148,7 @@ class World::Impl {
     }
     return ranks;
   }
+  comm::ActivitySnapshot activity(int rank) const { return arena_->snapshot(rank); }
 
   void send_plan(int rank, std::span<const std::byte> bytes) {
     if (words_due_++ == 0) last_progress_ = steady_clock::now();
@@ -147,7 +156,10 @@ class World::Impl {
   }
 
   void poll(milliseconds timeout) {
-    events_.wait(std::min(timeout, kPollInterval));
+    {
+      const comm::TraceSpan span(trace(), comm::TraceOp::kAwaitAnswers);
+      events_.wait(std::min(timeout, kPollInterval));
+    }
     read_messages();
     if (const int signal = signals_.take()) on_signal(signal);
     for (const RankExit& exit : supervisor_.reap()) on_exit(exit);
@@ -165,6 +177,10 @@ class World::Impl {
     for (const RankExit& exit : supervisor_.stop_all(kShutdownGrace))
       if (exit.signal != 0 || exit.exit_status != 0)
         throw_rank_error("rank {} (pid {}) {} while stopping", exit.rank, exit.pid, describe(exit));
+    if (const size_t struck = arena_->faults_struck(); struck < launch_.faults.size())
+      spdlog::warn("{} of {} faults of --inject never came to their place",
+                   launch_.faults.size() - struck, launch_.faults.size());
+    if (trace_) write_trace();
     std::ranges::sort(figures_, {}, &RankFigures::rank);
     return std::move(figures_);
   }
@@ -183,7 +199,8 @@ class World::Impl {
                                      actors::weight_options(launch_));
     launch_.shared_weight_bytes = loader.shared_bytes();
     arena_.emplace(
-        comm::Arena::create({world_size(), static_cast<size_t>(launch_.comm_buffer_bytes)}));
+        comm::Arena::create({world_size(), static_cast<size_t>(launch_.comm_buffer_bytes),
+                             actors::trace_shape(launch_, model)}));
     weights_fd_ = create_shared_memory("troupe-weights", loader.shared_bytes());
     const size_t kv_section = actors::kv_section_bytes(actors::kv_cache_shape(launch_, model));
     kv_fd_ = create_shared_memory("troupe-kv", kv_section * world_size());
@@ -194,13 +211,14 @@ class World::Impl {
 
   void on_signal(int signal) {
     if (signal == SIGINT && callbacks_.on_interrupt && callbacks_.on_interrupt()) return;
+    if (signal == SIGTERM && callbacks_.on_terminate && callbacks_.on_terminate()) return;
     throw_after_stop<Interrupted>("interrupted");
   }
 
   void on_exit(const RankExit& exit) {
     // Of a killed one no more is read: a message could ask for a step that it can no longer do.
     if (exit.signal == 0) hear_last_words(exit.rank);
-    if (!ranks_[exit.rank].gone) fail_with(exit_cause(exit), exit.rank);
+    if (!ranks_[exit.rank].gone) fail_with(failure_of_exit(view(), exit));
   }
 
   // A rank that exits by itself has said Goodbye or Failed; that may still be under way.
@@ -212,12 +230,22 @@ class World::Impl {
 
   void read_messages() {
     while (const auto message = endpoint_->receive()) {
-      const std::string sender = fmt::format("rank {}", message->from_rank);
-      const msg::Envelope& envelope = actors::verified(message->body, sender);
-      if (envelope.from()->rank() != message->from_rank)
-        throw_rank_error("{} says it is rank {}", sender, envelope.from()->rank());
-      on_message(message->from_rank, envelope);
+      const int rank = message->from_rank;
+      on_message(rank, checked_envelope(rank, message->body));
     }
+  }
+
+  const msg::Envelope& checked_envelope(int rank, std::span<const std::byte> bytes) {
+    const msg::Envelope* envelope = nullptr;
+    try {
+      envelope = &actors::verified(bytes, fmt::format("rank {}", rank));
+    } catch (const RankError& error) {
+      fail_with(failure_of_words(view(), rank, error.what()));
+    }
+    if (envelope->from()->rank() != rank)
+      fail_with(failure_of_words(view(), rank,
+                                 fmt::format("it says it is rank {}", envelope->from()->rank())));
+    return *envelope;
   }
 
   void on_message(int rank, const msg::Envelope& envelope) {
@@ -234,7 +262,7 @@ class World::Impl {
       const int first = arena_->first_failed_rank();
       if (first >= 0 && first != rank) return;
       if (failed->user_error()) throw_after_stop<UserError>(failed->what()->str());
-      fail_with(failed->what()->str(), rank);
+      fail_with(failure_of_words(view(), rank, failed->what()->str()));
     }
     if (const auto* goodbye = envelope.body_as_Goodbye()) {
       ranks_[rank].gone = true;
@@ -248,8 +276,9 @@ class World::Impl {
       --words_due_;
       return callbacks_.on_step_done(envelope);
     }
-    throw_rank_error("rank {} sent an unexpected {}", rank,
-                     msg::EnumNameBody(envelope.body_type()));
+    fail_with(failure_of_words(
+        view(), rank,
+        fmt::format("it sent an unexpected {}", msg::EnumNameBody(envelope.body_type()))));
   }
 
   void answer_hello(int rank) {
@@ -276,7 +305,7 @@ class World::Impl {
         for (const RankExit& exit : supervisor_.reap()) on_exit(exit);
         events_.wait(kPollInterval);
       }
-      fail_with(error.what());
+      fail_with(failure_of_words(view(), rank, error.what()));
     }
   }
 
@@ -305,47 +334,23 @@ class World::Impl {
     }
     // Ranks report a missing peer themselves at the limit; this speaks when none of them can.
     if (now - last_progress_ < milliseconds(launch_.comm_timeout_ms) + kPollInterval * 20) return;
-    fail_with(fmt::format("no rank made progress for {:.1f} s: {}; on a loaded machine raise "
-                          "runtime_config.comm_timeout_s",
-                          std::chrono::duration<double>(now - last_progress_).count(),
-                          describe_stalled_ranks()),
-              first_busy_rank());
+    fail_with(
+        failure_of_stall(view(), std::chrono::duration<double>(now - last_progress_).count()));
   }
 
-  int first_busy_rank() const {
-    for (int rank = 0; rank < world_size(); ++rank)
-      if (arena_->snapshot(rank).stage != comm::Stage::kIdle) return rank;
-    return -1;
+  LaunchView view() const {
+    std::vector<int> pids;
+    for (int rank = 0; rank < world_size(); ++rank) pids.push_back(supervisor_.pid(rank));
+    return {*arena_, std::move(pids), actors::parallel_sizes(launch_), oom_kills_at_start_};
   }
 
-  // What they are doing; an idle rank has done its part when there is one that has not.
-  std::string describe_stalled_ranks() const {
-    std::string busy, idle;
-    for (int rank = 0; rank < world_size(); ++rank) {
-      const comm::ActivitySnapshot now = arena_->snapshot(rank);
-      std::string& ranks = now.stage == comm::Stage::kIdle ? idle : busy;
-      ranks += fmt::format("{}rank {} in {}", ranks.empty() ? "" : "; ", rank, comm::describe(now));
-    }
-    return busy.empty() ? idle : busy;
-  }
-
-  std::string exit_cause(const RankExit& exit) {
-    const std::string own_words = arena_->failure(exit.rank);
-    if (exit.signal == 0 && !own_words.empty()) return own_words;
-    std::string waiting;
-    for (int rank = 0; rank < world_size(); ++rank)
-      if (rank != exit.rank && arena_->snapshot(rank).waiting_for == exit.rank)
-        waiting += fmt::format("{}{}", waiting.empty() ? "; waited for by rank " : ", ", rank);
-    return fmt::format("rank {} (pid {}) {} in {}{}", exit.rank, exit.pid, describe(exit),
-                       comm::describe(arena_->snapshot(exit.rank)), waiting);
-  }
-
-  // rank: the one that failed, -1 if it cannot be told.
-  [[noreturn]] void fail_with(const std::string& cause, int rank = -1) {
+  [[noreturn]] void fail_with(const Failure& failure) {
     // Read before the abort, at which every rank leaves its collective.
-    const std::string table = world_size() > 1 ? comm::flight_table(*arena_, rank) : "";
+    const std::string table = world_size() > 1 ? comm::flight_table(*arena_, failure.rank) : "";
+    const nlohmann::json dump = failure_dump(view(), failure, table);
     stop();
-    throw WorldFailed(cause, table);
+    throw WorldFailed(
+        fmt::format("{}; {}", failure_line(failure), write_failure_dump(paths_.dump, dump)), table);
   }
 
   template <class Error>
@@ -359,13 +364,29 @@ class World::Impl {
     arena_->abort();
     supervisor_.terminate();  // those that start, load or wait for a plan do not look at the arena
     supervisor_.stop_all(kAbortGrace);
+    if (!trace_) return;
+    try {
+      write_trace();
+    } catch (const UserError& error) {
+      spdlog::warn("{}", error.what());  // what ended the launch is said by an exception
+    }
+  }
+
+  void write_trace() {
+    write_trace_files(*arena_, paths_.trace);
+    trace_.reset();
+    spdlog::info("trace of {} ranks in {}: troupe trace summary {}", world_size(),
+                 paths_.trace.string(), paths_.trace.string());
   }
 
   SignalReader signals_;
   msg::LaunchT launch_;
+  WorldPaths paths_;
+  std::optional<uint64_t> oom_kills_at_start_ = kernel_oom_kills();
   actors::ObservationShape observation_shape_;
   Callbacks callbacks_;
   std::optional<comm::Arena> arena_;
+  std::optional<comm::Trace> trace_;
   Fd weights_fd_, kv_fd_, observation_fd_;
   Mapping observation_memory_;
   EventSet events_;
@@ -380,19 +401,23 @@ class World::Impl {
   uint64_t last_moved_ = 0;
 };
 
-World::World(msg::LaunchT launch, const model::ModelConfig& model, Callbacks callbacks)
-    : impl_(std::make_unique<Impl>(std::move(launch), model, std::move(callbacks))) {
+World::World(msg::LaunchT launch, const model::ModelConfig& model, WorldPaths paths,
+             Callbacks callbacks)
+    : impl_(std::make_unique<Impl>(std::move(launch), model, std::move(paths),
+                                   std::move(callbacks))) {
   impl_->start();
 }
 World::~World() = default;
 double World::load_s() const { return impl_->load_s(); }
 actors::Observation World::observation(int rank) const { return impl_->observation(rank); }
 std::vector<RankStatus> World::rank_status() const { return impl_->rank_status(); }
+comm::ActivitySnapshot World::activity(int rank) const { return impl_->activity(rank); }
 void World::send(int rank, std::span<const std::byte> envelope) {
   impl_->send_plan(rank, envelope);
 }
 void World::poll(milliseconds timeout) { impl_->poll(timeout); }
 int World::poll_fd() const { return impl_->poll_fd(); }
+comm::Trace* World::trace() const { return impl_->trace(); }
 void World::wake() { impl_->wake(); }
 std::vector<RankFigures> World::shut_down() { return impl_->shut_down(); }
 

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <span>
@@ -19,6 +20,7 @@
 #include "actors/observation.h"
 #include "base/error.h"
 #include "comm/arena.h"
+#include "comm/trace.h"
 #include "model/model_config.h"
 
 namespace troupe::launcher {
@@ -29,8 +31,9 @@ class Interrupted : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// A rank died, failed or stalled: the cause in one line, and which ranks had come to the collective
-// that it is about (comm::flight_table; empty if there is none).
+// A rank died, failed or stalled: the cause in one line (launcher/failure.h, and where the dump
+// is), and which ranks had come to the collective that it is about (comm::flight_table; empty if
+// there is none).
 class WorldFailed : public RankError {
  public:
   WorldFailed(const std::string& cause, std::string ranks)
@@ -55,24 +58,35 @@ struct RankStatus {
   double rss_mb = 0;
 };
 
+// Directories for what is told of a launch besides its output; none if empty.
+struct WorldPaths {
+  std::filesystem::path dump;   // if it fails: flight recorders, stacks
+  std::filesystem::path trace;  // however it ends, if launch.trace_events is not 0
+};
+
 class World {
  public:
   struct Callbacks {
     std::function<void(const msg::Envelope&)> on_step_done;
     // Ctrl-C arrived; true: that is dealt with. Without it, and on other signals, Interrupted.
     std::function<bool()> on_interrupt = {};
+    // The same for SIGTERM.
+    std::function<bool()> on_terminate = {};
   };
 
   // Creates the shared memory and spawns the ranks; returns once all of them are ready.
   //
   // This and poll() throw WorldFailed with the first cause when a rank dies, fails or stalls: rank,
-  // pid, what happened, in which step, layer and collective, who waited for it; UserError when a
-  // rank says that the input is wrong; Interrupted on a signal. No rank is left then.
-  World(msg::LaunchT launch, const model::ModelConfig& model, Callbacks callbacks);
+  // pid, what happened, in which step, layer and collective, who waited for it, and where the rest
+  // is written; UserError when a rank says that the input is wrong; Interrupted on a signal. No
+  // rank is left then.
+  World(msg::LaunchT launch, const model::ModelConfig& model, WorldPaths paths,
+        Callbacks callbacks);
   ~World();  // kills the ranks that still run
 
   double load_s() const;  // from the spawn to the last rank's Ready
   actors::Observation observation(int rank) const;
+  comm::ActivitySnapshot activity(int rank) const;  // what it does at this moment
 
   std::vector<RankStatus> rank_status() const;  // in order of rank
 
@@ -84,6 +98,7 @@ class World {
   void poll(std::chrono::milliseconds timeout);
   // Readable when poll() has something to do.
   int poll_fd() const;
+  comm::Trace* trace() const;  // of this process; null if there is none
   void wake();  // makes poll() return, now or the next time it is called; from any thread
 
   // Ends the ranks in order; nothing else may be called after it. Figures in order of rank.

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <span>
+#include <utility>
 #include <vector>
 
 #include "base/bf16.h"
@@ -19,6 +19,7 @@ void check_group(const AttentionGroup& group, const KvCache& cache) {
                    group.softmax_scale > 0,
                "{} heads, key {}, value {}, scale {}", group.num_heads, group.key_width,
                group.value_width, group.softmax_scale);
+  TROUPE_CHECK(group.window >= 0, "a window of {}", group.window);
   TROUPE_CHECK(group.key_offset >= 0 && group.value_offset >= 0 &&
                    group.key_offset + group.key_width <= cache.shape().width &&
                    group.value_offset + group.value_width <= cache.shape().width,
@@ -27,44 +28,64 @@ void check_group(const AttentionGroup& group, const KvCache& cache) {
 }
 
 // Every block that the query reads must exist.
-void check_query(const AttentionGroup& group, const KvCache& cache, int layer,
-                 const KvQuery& query) {
-  TROUPE_CHECK(0 <= group.first_position && group.first_position <= query.position,
-               "positions {} to {}", group.first_position, query.position);
+void check_query(const KvCache& cache, int layer, const KvQuery& query) {
   cache.row(layer, query.block_table, query.position);
   const int64_t blocks = query.position / cache.shape().block_size + 1;
   for (const int32_t block : query.block_table.first(blocks)) cache.block(layer, block);
+}
+
+int64_t first_position(const AttentionGroup& group, const KvQuery& query) {
+  return group.window == 0 ? 0 : std::max<int64_t>(0, query.position + 1 - group.window);
+}
+
+bool same_sequence(const KvQuery& a, const KvQuery& b) {
+  return a.block_table.data() == b.block_table.data() &&
+         a.block_table.size() == b.block_table.size();
+}
+
+void check_queries(const AttentionGroup& group, const KvCache& cache, int layer,
+                   std::span<const KvQuery> queries, Matrix<const float> q, Matrix<float> o) {
+  const auto tokens = std::ssize(queries);
+  TROUPE_CHECK(1 <= tokens && tokens <= kAttentionTokens, "{} queries", tokens);
+  TROUPE_CHECK(q.rows == tokens && q.cols == group.num_heads * group.key_width &&
+                   o.rows == tokens && o.cols == group.num_heads * group.value_width,
+               "q [{}, {}], o [{}, {}] for {} queries", q.rows, q.cols, o.rows, o.cols, tokens);
+  for (const KvQuery& query : queries) {
+    TROUPE_CHECK(same_sequence(query, queries[0]), "queries of two sequences");
+    check_query(cache, layer, query);
+  }
 }
 
 bool value_begins_key(const AttentionGroup& group) {
   return group.value_offset == group.key_offset && group.value_width <= group.key_width;
 }
 
-// The working set of one token: a chunk of rows, the queries, scores and sums of all heads. Kept by
-// each thread and grown to the largest shape that the thread has seen.
+// The working set of a call: a chunk of rows and its scores; queries and sums of every token. Kept
+// by each thread and grown to the largest shape that the thread has seen.
 class Scratch {
  public:
-  void assign(AttentionArgs& args, bool separate_values) {
+  void assign(AttentionArgs& args, bool separate_values, std::span<AttentionToken> tokens) {
     const int64_t values = separate_values ? args.chunk * args.padded_value_width : 0;
-    const int64_t sizes[] = {args.chunk * args.padded_width, values,
-                             args.num_heads * args.padded_width, args.num_heads * args.chunk,
-                             args.num_heads * args.padded_value_width};
-    float** const parts[] = {&args.keys, &args.values, &args.padded_q, &args.scores, &args.sums};
-    int64_t total = 0;
-    for (const int64_t size : sizes) total += size;
+    const int64_t query_size = args.num_heads * args.padded_width;
+    const int64_t sums_size = args.num_heads * args.padded_value_width;
+    const int64_t count = std::ssize(tokens);
+    const int64_t total = args.chunk * args.padded_width + values + args.num_heads * args.chunk +
+                          count * (query_size + sums_size);
     lines_.resize(std::max<size_t>(lines_.size(), total / 16));
-    heads_.resize(std::max<size_t>(heads_.size(), args.num_heads));
-    int64_t offset = 0;
-    for (int i = 0; i < 5; ++i) {
-      *parts[i] = lines_.data()->lanes + offset;
-      offset += sizes[i];
+    heads_.resize(std::max<size_t>(heads_.size(), count * args.num_heads));
+
+    float* free = lines_.data()->lanes;
+    const auto take = [&](int64_t size) { return std::exchange(free, free + size); };
+    args.keys = take(args.chunk * args.padded_width);
+    args.values = separate_values ? take(values) : args.keys;
+    args.value_stride = separate_values ? args.padded_value_width : args.padded_width;
+    args.scores = take(args.num_heads * args.chunk);
+    AttentionHead* heads = heads_.data();
+    for (AttentionToken& token : tokens) {
+      token.padded_q = take(query_size);
+      token.sums = take(sums_size);
+      token.heads = std::exchange(heads, heads + args.num_heads);
     }
-    args.value_stride = args.padded_value_width;
-    if (!separate_values) {
-      args.values = args.keys;
-      args.value_stride = args.padded_width;
-    }
-    args.heads = heads_.data();
   }
 
  private:
@@ -79,20 +100,25 @@ int64_t round_up_to_lanes(int64_t n) { return (n + 15) / 16 * 16; }
 
 }  // namespace
 
-void attend(const AttentionGroup& group, const KvCache& cache, int layer, const KvQuery& query,
-            const float* q, float* o) {
+void attend(const AttentionGroup& group, const KvCache& cache, int layer,
+            std::span<const KvQuery> queries, Matrix<const float> q, Matrix<float> o) {
   check_group(group, cache);
-  check_query(group, cache, layer, query);
+  check_queries(group, cache, layer, queries, q, o);
+  AttentionToken tokens[kAttentionTokens];
+  for (size_t t = 0; t < queries.size(); ++t) {
+    tokens[t].q = q.row(t);
+    tokens[t].out = o.row(t);
+    tokens[t].first_position = first_position(group, queries[t]);
+    tokens[t].position = queries[t].position;
+  }
   AttentionArgs args{
-      .q = q,
+      .tokens = tokens,
+      .num_tokens = std::ssize(queries),
       .sinks = group.sinks,
-      .out = o,
       .layer = cache.block(layer, 0),
       .block_bytes = static_cast<int64_t>(cache.shape().block_bytes()),
-      .block_table = query.block_table.data(),
+      .block_table = queries[0].block_table.data(),
       .block_size = cache.shape().block_size,
-      .first_position = group.first_position,
-      .position = query.position,
       .num_heads = group.num_heads,
       .row_width = cache.shape().width,
       .key_offset = group.key_offset,
@@ -105,11 +131,24 @@ void attend(const AttentionGroup& group, const KvCache& cache, int layer, const 
       .scale = group.softmax_scale,
   };
   thread_local Scratch scratch;
-  scratch.assign(args, !value_begins_key(group));
+  scratch.assign(args, !value_begins_key(group), std::span(tokens, queries.size()));
   if (cache.shape().type == KvType::kF32)
     kernels().attention_f32(args);
   else
     kernels().attention_bf16(args);
+}
+
+std::span<const int64_t> attention_runs(std::span<const KvQuery> queries) {
+  thread_local std::vector<int64_t> begins;
+  begins.clear();
+  for (size_t t = 0; t < queries.size(); ++t) {
+    const auto at = static_cast<int64_t>(t);
+    if (t == 0 || at - begins.back() == kAttentionTokens ||
+        !same_sequence(queries[t], queries[t - 1]))
+      begins.push_back(at);
+  }
+  begins.push_back(std::ssize(queries));
+  return begins;
 }
 
 namespace reference {
@@ -160,10 +199,11 @@ float dot(const AttentionGroup& group, const KvCache& cache, const float* q, con
 void attend_head(const AttentionGroup& group, const KvCache& cache, int layer, const KvQuery& query,
                  const float* q, OnlineSoftmax softmax, float* o) {
   std::fill_n(o, group.value_width, 0.0f);
-  const int64_t first_chunk = group.first_position / kKvChunk * kKvChunk;
+  const int64_t first_seen = first_position(group, query);
+  const int64_t first_chunk = first_seen / kKvChunk * kKvChunk;
   for (int64_t first = first_chunk; first <= query.position; first += kKvChunk) {
     const int64_t count = std::min<int64_t>(kKvChunk, query.position + 1 - first);
-    const int64_t begin = std::max<int64_t>(0, group.first_position - first);
+    const int64_t begin = std::max<int64_t>(0, first_seen - first);
     float weights[kKvChunk];
     std::fill_n(weights, kKvChunk, -std::numeric_limits<float>::infinity());
     for (int64_t j = begin; j < count; ++j)
@@ -182,13 +222,15 @@ void attend_head(const AttentionGroup& group, const KvCache& cache, int layer, c
 
 }  // namespace
 
-void attend(const AttentionGroup& group, const KvCache& cache, int layer, const KvQuery& query,
-            const float* q, float* o) {
-  for (int h = 0; h < group.num_heads; ++h) {
-    OnlineSoftmax softmax;
-    if (group.sinks != nullptr) softmax = {.greatest = group.sinks[h], .sum = 1};
-    attend_head(group, cache, layer, query, q + h * group.key_width, softmax,
-                o + h * group.value_width);
+void attend(const AttentionGroup& group, const KvCache& cache, int layer,
+            std::span<const KvQuery> queries, Matrix<const float> q, Matrix<float> o) {
+  for (size_t t = 0; t < queries.size(); ++t) {
+    for (int h = 0; h < group.num_heads; ++h) {
+      OnlineSoftmax softmax;
+      if (group.sinks != nullptr) softmax = {.greatest = group.sinks[h], .sum = 1};
+      attend_head(group, cache, layer, queries[t], q.row(t) + h * group.key_width, softmax,
+                  o.row(t) + h * group.value_width);
+    }
   }
 }
 

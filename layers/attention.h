@@ -1,10 +1,12 @@
-// layers/attention.h: attention of one token over the paged cache, for heads that share one key and
+// layers/attention.h: attention of tokens over the paged cache, for heads that share one key and
 // one value head. Absorbed MLA (layers/mla.h) is one such group, grouped-query attention
 // (layers/gqa.h) one per key and value head.
 #pragma once
 
 #include <cstdint>
+#include <span>
 
+#include "base/matrix.h"
 #include "layers/kv_cache.h"
 
 namespace troupe::layers {
@@ -20,24 +22,33 @@ struct AttentionGroup {
   int64_t key_offset = 0, key_width = 0;
   int64_t value_offset = 0, value_width = 0;
   float softmax_scale = 0;
-  int64_t first_position = 0;    // the first that is seen
+  int64_t window = 0;            // positions seen, up to the query's own; 0: all
   const float* sinks = nullptr;  // [num_heads], or none
 };
 
-// o[h] = sum over j in [first_position, query.position] of p_j * value_j, with
-//   p = softmax_j(scale * q[h] . key_j), over those j and, if there is one, the sink:
+// Tokens of a sequence that share one reading of the cache.
+inline constexpr int kAttentionTokens = 8;
+
+// o[t][h] = sum over j in [first, queries[t].position] of p_j * value_j, with
+//   p = softmax_j(scale * q[t][h] . key_j), over those j and, if there is one, the sink:
 //   one more score, with no value.
 //
 // For each chunk in ascending order: scores (dot products over 16 lanes, one tree), the chunk's
 // maximum, p = exp(score - max so far), sums rescaled when the maximum grows; the division is last.
-// fp32, exp as in layers/exp.h. The token's own row must already be in the cache.
-//   q  [num_heads, key_width]      o  [num_heads, value_width]  out, not rounded
-void attend(const AttentionGroup& group, const KvCache& cache, int layer, const KvQuery& query,
-            const float* q, float* o);
+// fp32, exp as in layers/exp.h. The tokens' own rows must already be in the cache. Which tokens are
+// attended to together changes no bit.
+//   queries  of one sequence, 1 to kAttentionTokens
+//   q  [tokens, num_heads * key_width]      o  [tokens, num_heads * value_width]  out, not rounded
+void attend(const AttentionGroup& group, const KvCache& cache, int layer,
+            std::span<const KvQuery> queries, Matrix<const float> q, Matrix<float> o);
+
+// Where runs of consecutive queries that attend() takes together begin, then queries.size().
+// Valid until the next call by this thread.
+std::span<const int64_t> attention_runs(std::span<const KvQuery> queries);
 
 namespace reference {
-void attend(const AttentionGroup& group, const KvCache& cache, int layer, const KvQuery& query,
-            const float* q, float* o);
+void attend(const AttentionGroup& group, const KvCache& cache, int layer,
+            std::span<const KvQuery> queries, Matrix<const float> q, Matrix<float> o);
 }  // namespace reference
 
 }  // namespace troupe::layers

@@ -1,9 +1,10 @@
-// layers/attention_kernel.h: attention of one token over F32x16, all heads that share one key and
-// value head: with absorbed MLA (layers/mla.h) every head of the rank, else a group (layers/gqa.h).
+// layers/attention_kernel.h: attention over F32x16 of some tokens of a sequence, all heads that
+// share one key and value head: with absorbed MLA (layers/mla.h) every head of the rank, else a
+// group (layers/gqa.h).
 //
-// A chunk of cache rows is widened to fp32 once and then serves every head. The working set is the
-// caller's memory; its rows are padded with zeros to whole vectors, so that the loops have no
-// tails.
+// A chunk of cache rows is read and widened to fp32 once, and then serves every head of every
+// token. The working set is the caller's memory; its rows are padded with zeros to whole vectors,
+// so that the loops have no tails.
 #pragma once
 
 #include "layers/kernels.h"
@@ -37,8 +38,8 @@ void widen_chunk(const AttentionArgs& args, int64_t first, int64_t count, int64_
 
 // Dot products of kHeads queries with kAttentionTile rows of the chunk.
 template <int kHeads>
-void score_tile(const AttentionArgs& args, int64_t head, int64_t row) {
-  const float* q = args.padded_q + head * args.padded_width;
+void score_tile(const AttentionArgs& args, const AttentionToken& token, int64_t head, int64_t row) {
+  const float* q = token.padded_q + head * args.padded_width;
   const float* keys = args.keys + row * args.padded_width;
   F32x16 sums[kHeads][kAttentionTile] = {};
   for (int64_t i = 0; i < args.padded_width; i += 16) {
@@ -59,14 +60,15 @@ void score_tile(const AttentionArgs& args, int64_t head, int64_t row) {
 }
 
 // Scores of the chunk's rows [begin, end), of all heads; minus infinity for the others.
-inline void score_chunk(const AttentionArgs& args, int64_t begin, int64_t end) {
+inline void score_chunk(const AttentionArgs& args, const AttentionToken& token, int64_t begin,
+                        int64_t end) {
   // The first and last tile may take along rows that are not seen, or that are an earlier chunk's;
   // what they give is overwritten below.
   for (int64_t row = begin / kAttentionTile * kAttentionTile; row < end; row += kAttentionTile) {
     int64_t head = 0;
     for (; head + kAttentionTile <= args.num_heads; head += kAttentionTile)
-      score_tile<kAttentionTile>(args, head, row);
-    for (; head < args.num_heads; ++head) score_tile<1>(args, head, row);
+      score_tile<kAttentionTile>(args, token, head, row);
+    for (; head < args.num_heads; ++head) score_tile<1>(args, token, head, row);
   }
   for (int64_t head = 0; head < args.num_heads; ++head) {
     float* scores = args.scores + head * args.chunk;
@@ -77,8 +79,8 @@ inline void score_chunk(const AttentionArgs& args, int64_t begin, int64_t end) {
 
 // Scores of one head become exp(score - greatest so far); its sum follows, and rescale tells what
 // earlier values are to be multiplied by.
-inline void softmax_chunk(const AttentionArgs& args, int64_t head) {
-  AttentionHead& state = args.heads[head];
+inline void softmax_chunk(const AttentionArgs& args, const AttentionToken& token, int64_t head) {
+  AttentionHead& state = token.heads[head];
   float* scores = args.scores + head * args.chunk;
   F32x16 greatest = F32x16::splat(state.greatest);
   for (int64_t i = 0; i < args.chunk; i += 16) {
@@ -101,15 +103,15 @@ inline void softmax_chunk(const AttentionArgs& args, int64_t head) {
 
 // sums[h][column ..] = sums * rescale + sum over the chunk's rows [begin, end) of weight * value.
 template <int kHeads, int kVectors>
-void value_tile(const AttentionArgs& args, int64_t head, int64_t column, int64_t begin,
-                int64_t end) {
-  float* out = args.sums + head * args.padded_value_width + column;
+void value_tile(const AttentionArgs& args, const AttentionToken& token, int64_t head,
+                int64_t column, int64_t begin, int64_t end) {
+  float* out = token.sums + head * args.padded_value_width + column;
   const float* weights = args.scores + head * args.chunk;
   F32x16 sums[kHeads][kVectors];
   for (int h = 0; h < kHeads; ++h)
     for (int c = 0; c < kVectors; ++c)
       sums[h][c] = mul(load(out + h * args.padded_value_width + c * 16),
-                       F32x16::splat(args.heads[head + h].rescale));
+                       F32x16::splat(token.heads[head + h].rescale));
   for (int64_t j = begin; j < end; ++j) {
     F32x16 value[kVectors];
 #pragma GCC unroll 4
@@ -128,63 +130,80 @@ void value_tile(const AttentionArgs& args, int64_t head, int64_t column, int64_t
 }
 
 template <int kVectors>
-void value_columns(const AttentionArgs& args, int64_t column, int64_t begin, int64_t end) {
+void value_columns(const AttentionArgs& args, const AttentionToken& token, int64_t column,
+                   int64_t begin, int64_t end) {
   int64_t head = 0;
   for (; head + kAttentionTile <= args.num_heads; head += kAttentionTile)
-    value_tile<kAttentionTile, kVectors>(args, head, column, begin, end);
-  for (; head < args.num_heads; ++head) value_tile<1, kVectors>(args, head, column, begin, end);
+    value_tile<kAttentionTile, kVectors>(args, token, head, column, begin, end);
+  for (; head < args.num_heads; ++head)
+    value_tile<1, kVectors>(args, token, head, column, begin, end);
 }
 
-inline void value_chunk(const AttentionArgs& args, int64_t begin, int64_t end) {
+inline void value_chunk(const AttentionArgs& args, const AttentionToken& token, int64_t begin,
+                        int64_t end) {
   int64_t column = 0;
   for (; column + kAttentionTile * 16 <= args.padded_value_width; column += kAttentionTile * 16)
-    value_columns<kAttentionTile>(args, column, begin, end);
-  for (; column < args.padded_value_width; column += 16) value_columns<1>(args, column, begin, end);
+    value_columns<kAttentionTile>(args, token, column, begin, end);
+  for (; column < args.padded_value_width; column += 16)
+    value_columns<1>(args, token, column, begin, end);
 }
 
-inline void start_token(const AttentionArgs& args) {
+inline void start_token(const AttentionArgs& args, const AttentionToken& token) {
   for (int64_t head = 0; head < args.num_heads; ++head) {
-    widen_row(args.q + head * args.width, args.width, args.padded_q + head * args.padded_width);
+    widen_row(token.q + head * args.width, args.width, token.padded_q + head * args.padded_width);
     // A sink is a score that was seen before all others and has no value.
-    args.heads[head] = AttentionHead{};
+    token.heads[head] = AttentionHead{};
     if (args.sinks != nullptr) {
-      args.heads[head].greatest = args.sinks[head];
-      args.heads[head].sum = 1;
+      token.heads[head].greatest = args.sinks[head];
+      token.heads[head].sum = 1;
     }
   }
   for (int64_t i = 0; i < args.num_heads * args.padded_value_width; i += 16)
-    store(args.sums + i, F32x16::zero());
+    store(token.sums + i, F32x16::zero());
 }
 
-inline void finish_token(const AttentionArgs& args) {
+inline void finish_token(const AttentionArgs& args, const AttentionToken& token) {
   for (int64_t head = 0; head < args.num_heads; ++head) {
-    const F32x16 sum = F32x16::splat(args.heads[head].sum);
+    const F32x16 sum = F32x16::splat(token.heads[head].sum);
     for (int64_t i = 0; i < args.value_width; i += 16) {
       const int64_t n = args.value_width - i < 16 ? args.value_width - i : 16;
-      const F32x16 value = load(args.sums + head * args.padded_value_width + i);
-      store_first(args.out + head * args.value_width + i, div(value, sum), n);
+      const F32x16 value = load(token.sums + head * args.padded_value_width + i);
+      store_first(token.out + head * args.value_width + i, div(value, sum), n);
     }
   }
+}
+
+// The part of the chunk at `first` that the token sees.
+inline void attend_chunk(const AttentionArgs& args, const AttentionToken& token, int64_t first) {
+  const int64_t left = token.position + 1 - first;
+  const int64_t end = left < args.chunk ? left : args.chunk;
+  const int64_t begin = token.first_position > first ? token.first_position - first : 0;
+  if (begin >= end) return;
+  score_chunk(args, token, begin, end);
+  for (int64_t head = 0; head < args.num_heads; ++head) softmax_chunk(args, token, head);
+  value_chunk(args, token, begin, end);
 }
 
 template <class Element>
 void attention(const AttentionArgs& args) {
-  start_token(args);
-  for (int64_t first = args.first_position / args.chunk * args.chunk; first <= args.position;
-       first += args.chunk) {
-    const int64_t left = args.position + 1 - first;
-    const int64_t end = left < args.chunk ? left : args.chunk;
-    const int64_t begin = args.first_position > first ? args.first_position - first : 0;
-    widen_chunk<Element>(args, first, end, args.key_offset, args.width, args.keys,
+  int64_t first = args.tokens[0].first_position, last = 0;
+  for (int64_t t = 0; t < args.num_tokens; ++t) {
+    const AttentionToken& token = args.tokens[t];
+    start_token(args, token);
+    if (token.first_position < first) first = token.first_position;
+    if (token.position > last) last = token.position;
+  }
+  for (first = first / args.chunk * args.chunk; first <= last; first += args.chunk) {
+    const int64_t left = last + 1 - first;
+    const int64_t count = left < args.chunk ? left : args.chunk;
+    widen_chunk<Element>(args, first, count, args.key_offset, args.width, args.keys,
                          args.padded_width);
     if (args.values != args.keys)
-      widen_chunk<Element>(args, first, end, args.value_offset, args.value_width, args.values,
+      widen_chunk<Element>(args, first, count, args.value_offset, args.value_width, args.values,
                            args.value_stride);
-    score_chunk(args, begin, end);
-    for (int64_t head = 0; head < args.num_heads; ++head) softmax_chunk(args, head);
-    value_chunk(args, begin, end);
+    for (int64_t t = 0; t < args.num_tokens; ++t) attend_chunk(args, args.tokens[t], first);
   }
-  finish_token(args);
+  for (int64_t t = 0; t < args.num_tokens; ++t) finish_token(args, args.tokens[t]);
 }
 
 }  // namespace troupe::layers::TROUPE_ISA_NAMESPACE

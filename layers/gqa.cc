@@ -42,19 +42,21 @@ void check_shapes(const GqaShape& shape, int64_t sliding_window, std::span<const
                "q [{}, {}], o [{}, {}] for {} queries", q.rows, q.cols, o.rows, o.cols, tokens);
 }
 
-// The query heads of one token that read one kv head, as `attend_one` computes them.
+// The query heads of some tokens of a sequence that read one kv head, as `attend_heads` computes
+// them.
 template <class Attend>
 void attend_group(const GqaShape& shape, const KvCache& cache, int layer, int64_t sliding_window,
-                  std::span<const float> sinks, const KvQuery& query, int kv_head, const float* q,
-                  float* o, const Attend& attend_one) {
+                  std::span<const float> sinks, std::span<const KvQuery> queries, int kv_head,
+                  Matrix<const float> q, Matrix<float> o, const Attend& attend_heads) {
   const auto [begin, end] = heads_of(shape, kv_head);
   AttentionGroup group = group_of(shape, kv_head);
   group.num_heads = end - begin;
-  if (sliding_window > 0)
-    group.first_position = std::max<int64_t>(0, query.position + 1 - sliding_window);
+  group.window = sliding_window;
   if (!sinks.empty()) group.sinks = &sinks[begin];
   const int64_t first = int64_t{begin} * shape.head_dim;
-  attend_one(group, cache, layer, query, q + first, o + first);
+  const int64_t width = int64_t{end - begin} * shape.head_dim;
+  attend_heads(group, cache, layer, queries, q.columns_from(first, width),
+               o.columns_from(first, width));
 }
 
 }  // namespace
@@ -63,11 +65,14 @@ void gqa_attention(const GqaShape& shape, const KvCache& cache, int layer, int64
                    std::span<const float> sinks, std::span<const KvQuery> queries,
                    Matrix<const float> q, Matrix<float> o) {
   check_shapes(shape, sliding_window, sinks, queries, q, o);
-  parallel_for(q.rows * shape.num_kv_heads, 1, [&](int64_t begin, int64_t end) {
+  const std::span<const int64_t> runs = attention_runs(queries);
+  parallel_for((std::ssize(runs) - 1) * shape.num_kv_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t t = i / shape.num_kv_heads;
-      attend_group(shape, cache, layer, sliding_window, sinks, queries[t],
-                   static_cast<int>(i % shape.num_kv_heads), q.row(t), o.row(t), attend);
+      const int64_t run = i / shape.num_kv_heads;
+      const int64_t first = runs[run], count = runs[run + 1] - first;
+      attend_group(shape, cache, layer, sliding_window, sinks, queries.subspan(first, count),
+                   static_cast<int>(i % shape.num_kv_heads), q.rows_from(first, count),
+                   o.rows_from(first, count), attend);
     }
   });
 }
@@ -77,10 +82,9 @@ void reference::gqa_attention(const GqaShape& shape, const KvCache& cache, int l
                               std::span<const KvQuery> queries, Matrix<const float> q,
                               Matrix<float> o) {
   check_shapes(shape, sliding_window, sinks, queries, q, o);
-  for (int64_t t = 0; t < q.rows; ++t)
-    for (int kv_head = 0; kv_head < shape.num_kv_heads; ++kv_head)
-      attend_group(shape, cache, layer, sliding_window, sinks, queries[t], kv_head, q.row(t),
-                   o.row(t), reference::attend);
+  for (int kv_head = 0; kv_head < shape.num_kv_heads; ++kv_head)
+    attend_group(shape, cache, layer, sliding_window, sinks, queries, kv_head, q, o,
+                 reference::attend);
 }
 
 }  // namespace troupe::layers

@@ -92,19 +92,28 @@ struct AttentionHead {
   float rescale = 0;                   // exp(previous greatest - greatest)
 };
 
-// One token of layers/mla.h or layers/gqa.h: the heads that share one key and value head. A cache
-// row holds the key at key_offset and the value at value_offset. padded_*: rounded up to whole
-// vectors.
+// One token of a sequence, and its working set in the memory of the caller.
+struct AttentionToken {
+  const float* q = nullptr;    // [num_heads, width]
+  float* out = nullptr;        // [num_heads, value_width]
+  int64_t first_position = 0;  // seen: [first_position, position]
+  int64_t position = 0;
+  float* padded_q = nullptr;       // [num_heads, padded_width]
+  float* sums = nullptr;           // [num_heads, padded_value_width]
+  AttentionHead* heads = nullptr;  // [num_heads]
+};
+
+// Tokens of one sequence, in the heads that share one key and value head (layers/attention.h). A
+// cache row holds the key at key_offset and the value at value_offset. padded_*: rounded up to
+// whole vectors.
 struct AttentionArgs {
-  const float* q = nullptr;              // [num_heads, width]
+  const AttentionToken* tokens = nullptr;  // [num_tokens]
+  int64_t num_tokens = 0;
   const float* sinks = nullptr;          // [num_heads], or null: a score without a value
-  float* out = nullptr;                  // [num_heads, value_width]
   const std::byte* layer = nullptr;      // block 0 of this layer
   int64_t block_bytes = 0;               // from one block to the next
-  const int32_t* block_table = nullptr;  // covers [0, position]
+  const int32_t* block_table = nullptr;  // covers all positions that are seen
   int64_t block_size = 0;                // positions in a block
-  int64_t first_position = 0;            // seen: [first_position, position]
-  int64_t position = 0;
   int64_t num_heads = 0;
   int64_t row_width = 0;  // elements of a cache row
   int64_t key_offset = 0;
@@ -115,14 +124,11 @@ struct AttentionArgs {
   int64_t padded_value_width = 0;
   int64_t chunk = 0;  // positions that share one rescaling, a multiple of 16
   float scale = 0;
-  // The working set, in the memory of the caller.
+  // The working set that tokens share.
   float* keys = nullptr;    // [chunk, padded_width]
   float* values = nullptr;  // [chunk, value_stride]; keys itself where values begin the keys
   int64_t value_stride = 0;
-  float* padded_q = nullptr;       // [num_heads, padded_width]
-  float* scores = nullptr;         // [num_heads, chunk]
-  float* sums = nullptr;           // [num_heads, padded_value_width]
-  AttentionHead* heads = nullptr;  // [num_heads]
+  float* scores = nullptr;  // [num_heads, chunk]
 };
 
 struct Kernels {

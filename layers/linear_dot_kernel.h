@@ -110,10 +110,7 @@ class DotBlock {
       tree.join(leaf);
       k = args_.leaf_ends[leaf];
     }
-    const F32x16* sums = tree.finish();
-    for (int i = 0; i < kTiles; ++i)
-      for (int t = 0; t < kTokens; ++t)
-        store_output(args_, tile_ + i, token_ + t, sums[i * kTokens + t]);
+    store_outputs(args_, tile_, token_, kTiles, kTokens, tree.finish());
   }
 
  private:
@@ -206,55 +203,32 @@ class DotBlock {
   const std::byte* x_;
 };
 
-// A block of `tokens` <= kTokens tokens.
-template <class T, int kTiles, int kTokens>
-void run_dot_block(const LinearArgs& args, int64_t tile, int64_t token, int64_t tokens,
-                   int64_t ahead) {
-  if constexpr (kTokens > 1) {
-    if (tokens < kTokens)
-      return run_dot_block<T, kTiles, kTokens - 1>(args, tile, token, tokens, ahead);
-  }
-  DotBlock<T, kTiles, kTokens>(args, tile, token, ahead).run();
-}
-
-// How far ahead, in elements, the first block of tokens fetches its tiles from memory: the hardware
-// alone keeps up with one token of bf16, but not where more is done between two lines.
-template <class T, int kTokens>
-inline constexpr int64_t kFetchAhead = (kTokens > 1     ? 4096
-                                        : kHasScales<T> ? 1024
-                                                        : 0) /
-                                       static_cast<int64_t>(sizeof(T));
-
-// All tokens, in blocks of even size, through the tiles from `tile` on, kTiles at a time. While the
-// second block runs, the next tiles are fetched for the first one. Returns
-// the first tile left over.
-template <class T, int kTiles, int kTokens>
-int64_t run_dot_tiles(const LinearArgs& args, int64_t tile) {
-  const int64_t tiles = (args.rows + 15) / 16;
-  const int64_t blocks = (args.tokens + kTokens - 1) / kTokens;
-  for (; tile + kTiles <= tiles; tile += kTiles) {
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t first = block * args.tokens / blocks;
-      const int64_t last = (block + 1) * args.tokens / blocks;
-      run_dot_block<T, kTiles, kTokens>(args, tile, first, last - first,
-                                        block == 0   ? kFetchAhead<T, kTokens>
-                                        : block == 1 ? kTiles * args.cols * 16
-                                                     : 0);
-    }
-  }
-  return tile;
+// How far ahead of what it multiplies a block fetches, in elements. The first block of tokens reads
+// its tiles from memory: the hardware alone keeps up with one token of bf16, but not where more is
+// done between two lines. While the second one runs, the next tiles are fetched for the first.
+template <class T>
+int64_t fetch_ahead(const LinearArgs& args, const BlockPlace& place, int tiles) {
+  if (place.index == 1) return tiles * args.cols * 16;
+  if (place.index > 1) return 0;
+  const int64_t bytes = args.tokens > 1 ? 4096 : kHasScales<T> ? 1024 : 0;
+  return bytes / static_cast<int64_t>(sizeof(T));
 }
 
 template <class T>
 void linear_dot(const LinearArgs& args) {
+  const auto run = [&]<class Shape>(Shape, const BlockPlace& place) {
+    DotBlock<T, Shape::kTiles, Shape::kTokens>(args, place.tile, place.token,
+                                               fetch_ahead<T>(args, place, Shape::kTiles))
+        .run();
+  };
   int64_t tile = 0;
   if (args.tokens == 1) {
-    tile = run_dot_tiles<T, kOneTokenTiles, 1>(args, tile);
+    tile = run_blocks<kOneTokenTiles, 1>(args, tile, run);
   } else if (args.tokens <= kFewTokens) {
-    tile = run_dot_tiles<T, kFewTokensTiles, kFewTokens>(args, tile);
+    tile = run_blocks<kFewTokensTiles, kFewTokens>(args, tile, run);
   }
-  tile = run_dot_tiles<T, kDotTiles, kDotTokens>(args, tile);
-  run_dot_tiles<T, 1, kDotTokens>(args, tile);
+  tile = run_blocks<kDotTiles, kDotTokens>(args, tile, run);
+  run_blocks<1, kDotTokens>(args, tile, run);
 }
 
 }  // namespace troupe::layers::TROUPE_ISA_NAMESPACE

@@ -2,12 +2,10 @@
 //
 // The lanes are 16 outputs. A block of tiles x tokens sums in registers while k ascends, so a
 // weight is loaded (and widened) once for several tokens and enough independent chains hide the
-// latency of the fma. How y is cut into blocks changes no bit: every (t, n) has its own lane and
-// its own chain.
+// latency of the fma.
 #pragma once
 
-#include "layers/kernels.h"
-#include "layers/simd.h"
+#include "layers/linear_blocks.h"
 
 namespace troupe::layers::TROUPE_ISA_NAMESPACE {
 
@@ -16,7 +14,6 @@ namespace troupe::layers::TROUPE_ISA_NAMESPACE {
 inline constexpr int kBlockTiles = kVectorRegisters >= 32 ? 4 : 1;
 inline constexpr int kBlockTokens = kVectorRegisters >= 8 ? 6 : 1;
 inline constexpr int kOneTokenTiles = kVectorRegisters >= 32 ? 8 : 4;
-inline constexpr int kMaxTreeDepth = 5;  // with 16 leaves
 
 struct Fp8 {
   uint8_t code;
@@ -31,40 +28,7 @@ inline F32x16 load_weights(const float* w, F32x16) { return load(w); }
 inline F32x16 load_weights(const Bf16* w, F32x16) { return load(w); }
 inline F32x16 load_weights(const Fp8* w, F32x16 scale) { return mul(load_fp8(&w->code), scale); }
 
-// Sums leaves by pairs, in order, like a binary counter: after leaf i one partial sum is left for
-// every bit set in i + 1.
-template <int kWidth>
-struct LeafTree {
-  F32x16 partial[kMaxTreeDepth][kWidth];
-  int depth = 0;
-
-  // The sums of the next leaf, at zero: to be added to, then joined, counting leaves from 0.
-  F32x16* push_zero() {
-    for (int i = 0; i < kWidth; ++i) partial[depth][i] = F32x16::zero();
-    return partial[depth++];
-  }
-  void join(int leaf) {
-    for (; leaf & 1; leaf >>= 1) join_top();
-  }
-  const F32x16* finish() {
-    while (depth > 1) join_top();
-    return partial[0];
-  }
-  void join_top() {
-    --depth;
-    for (int i = 0; i < kWidth; ++i)
-      partial[depth - 1][i] = add(partial[depth - 1][i], partial[depth][i]);
-  }
-};
-
-inline void store_output(const LinearArgs& args, int64_t tile, int64_t token, F32x16 sum) {
-  if (args.round_to_bf16) sum = round_to_bf16(sum);
-  const int64_t row = tile * 16;
-  const int64_t n = args.rows - row < 16 ? args.rows - row : 16;
-  store_first(args.y + token * args.y_stride + row, sum, n);
-}
-
-// The outputs of kTiles tiles for kTokens tokens. Sums are kept as [kTiles][kTokens].
+// The outputs of kTiles tiles for kTokens tokens.
 template <class T, int kTiles, int kTokens>
 class LinearBlock {
  public:
@@ -85,10 +49,7 @@ class LinearBlock {
       tree.join(leaf);
       k = args_.leaf_ends[leaf];
     }
-    const F32x16* sums = tree.finish();
-    for (int i = 0; i < kTiles; ++i)
-      for (int t = 0; t < kTokens; ++t)
-        store_output(args_, tile_ + i, token_ + t, sums[i * kTokens + t]);
+    store_outputs(args_, tile_, token_, kTiles, kTokens, tree.finish());
   }
 
  private:
@@ -172,32 +133,16 @@ class LinearBlock {
   const float* x_;
 };
 
-// A block of the last tokens, which may be fewer than kTokens.
-template <class T, int kTiles, int kTokens>
-void run_block(const LinearArgs& args, int64_t tile, int64_t token) {
-  if constexpr (kTokens > 1) {
-    if (args.tokens - token < kTokens) return run_block<T, kTiles, kTokens - 1>(args, tile, token);
-  }
-  LinearBlock<T, kTiles, kTokens>(args, tile, token).run();
-}
-
-// All tokens through the tiles from `tile` on, kTiles at a time: their weights come from memory for
-// the first block of tokens, then from the cache. Returns the first tile left over.
-template <class T, int kTiles, int kTokens>
-int64_t run_tiles(const LinearArgs& args, int64_t tile) {
-  const int64_t tiles = (args.rows + 15) / 16;
-  for (; tile + kTiles <= tiles; tile += kTiles)
-    for (int64_t token = 0; token < args.tokens; token += kTokens)
-      run_block<T, kTiles, kTokens>(args, tile, token);
-  return tile;
-}
-
+// The weights of a few tiles come from memory for the first block of tokens, then from the cache.
 template <class T>
 void linear(const LinearArgs& args) {
+  const auto run = [&]<class Shape>(Shape, const BlockPlace& place) {
+    LinearBlock<T, Shape::kTiles, Shape::kTokens>(args, place.tile, place.token).run();
+  };
   int64_t tile = 0;
-  if (args.tokens == 1) tile = run_tiles<T, kOneTokenTiles, 1>(args, tile);
-  tile = run_tiles<T, kBlockTiles, kBlockTokens>(args, tile);
-  run_tiles<T, 1, kBlockTokens>(args, tile);
+  if (args.tokens == 1) tile = run_blocks<kOneTokenTiles, 1>(args, tile, run);
+  tile = run_blocks<kBlockTiles, kBlockTokens>(args, tile, run);
+  run_blocks<1, kBlockTokens>(args, tile, run);
 }
 
 }  // namespace troupe::layers::TROUPE_ISA_NAMESPACE

@@ -4,20 +4,19 @@
 // The lanes are 16 outputs; four inputs of each are multiplied and summed by one instruction where
 // there is one (vpdpbusd; AMX's tdpbusd takes the same operands). Codes of weights are unsigned:
 // what their offset adds to a segment is the same for every output, and is where the sum begins.
-// How y is cut into blocks changes no bit.
 #pragma once
 
-#include "layers/kernels.h"
+#include "layers/linear_blocks.h"
 #include "layers/simd_int8.h"
 
 namespace troupe::layers::TROUPE_ISA_NAMESPACE {
 
-// Sizes of a block: sums, the weights and a row's inputs fit into the registers. Up to kBlockTokens
-// tokens stream their weights from memory: one tile after the other is one stream, fetched ahead.
-inline constexpr int kQuantBlockTiles = kVectorRegisters >= 32 ? 2 : 1;
-inline constexpr int kQuantBlockTokens = kVectorRegisters >= 32 ? 8 : kVectorRegisters >= 8 ? 4 : 1;
+// Few tokens stream their weights from memory: one tile after the other is one stream, fetched
+// ahead. More go through two tiles in blocks of Weights::kBlockTokens, so that sums, weights and a
+// row's inputs fit into the registers.
+inline constexpr int kPairedTiles = kVectorRegisters >= 32 ? 2 : 1;
+inline constexpr int kStreamTokens = kVectorRegisters >= 32 ? 8 : kVectorRegisters >= 8 ? 4 : 1;
 inline constexpr int64_t kPrefetchBytes = 2048;
-inline constexpr int kQuantTreeDepth = 5;  // with 16 leaves
 
 // 8 inputs of a tile, two times [16 outputs][4 inputs].
 struct Chunk {
@@ -26,6 +25,7 @@ struct Chunk {
 
 struct Int8Weights {
   static constexpr int kGroup = 0;  // inputs of a whole segment, where segments are groups
+  static constexpr int kBlockTokens = 12;
   static constexpr int kChunkBytes = 128;
   static constexpr int kScaleBytes = 0;  // from one segment to the next: a row has one scale
 
@@ -35,6 +35,7 @@ struct Int8Weights {
 
 struct Int4Weights {
   static constexpr int kGroup = 32;
+  static constexpr int kBlockTokens = 6;  // a leaf's sums stay in registers, too
   static constexpr int kChunkBytes = 64;
   static constexpr int kScaleBytes = 32;
 
@@ -48,6 +49,7 @@ struct Int4Weights {
 // e2m1 codes s ee m: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives; doubled to be whole, plus 12.
 struct Mxfp4Weights {
   static constexpr int kGroup = 32;
+  static constexpr int kBlockTokens = 6;  // a leaf's sums stay in registers, too
   static constexpr int kChunkBytes = 64;
   static constexpr int kScaleBytes = 16;
   static constexpr uint8_t kValues[16] = {12, 13, 14, 15, 16, 18, 20, 24,
@@ -62,11 +64,19 @@ struct Mxfp4Weights {
   }
 };
 
+// What a block fetches into L2 while it runs: at each chunk the lines in [from, from + step), a
+// part of the tiles that follow its own. step 0: nothing.
+struct NextTiles {
+  const uint8_t* from = nullptr;
+  int64_t step = 0;  // at most four lines
+};
+inline constexpr int kIntoL2 = 2;  // of __builtin_prefetch
+
 // The outputs of kTiles tiles for kTokens tokens. Sums are kept as [kTiles][kTokens].
 template <class Weights, int kTiles, int kTokens>
 class QuantizedBlock {
  public:
-  QuantizedBlock(const QuantizedLinearArgs& args, int64_t tile, int64_t token)
+  QuantizedBlock(const QuantizedLinearArgs& args, int64_t tile, int64_t token, NextTiles next)
       : args_(args),
         tile_(tile),
         token_(token),
@@ -75,50 +85,75 @@ class QuantizedBlock {
         x_(args.x + token * args.row_bytes),
         x_scales_(reinterpret_cast<const float*>(x_ + args.row_scales_at)),
         x_offsets_(reinterpret_cast<const int32_t*>(x_ + args.row_offsets_at)),
+        next_(next),
         group_end_(args.group_cols - args.group_offset) {}
 
   void run() {
-    for (int leaf = 0; leaf < args_.num_leaves; ++leaf) add_leaf(leaf);
-    while (depth_ > 1) join_top();
-    for (int i = 0; i < kTiles; ++i)
-      for (int t = 0; t < kTokens; ++t) store_sum(i, t, partial_[0][i * kTokens + t]);
+    for (int t = 0; t < kTokens; ++t) fetch_output(token_ + t);
+    for (int leaf = 0; leaf < args_.num_leaves; ++leaf) {
+      if constexpr (kSumsInRegisters)
+        add_leaf_of_groups(leaf);
+      else
+        add_leaf_of_one_segment(leaf);
+    }
+    store_outputs(args_, tile_, token_, kTiles, kTokens, tree_.finish());
   }
 
  private:
   static constexpr int kSums = kTiles * kTokens;
+  static constexpr bool kStreams = kTiles == 1;
+  static constexpr bool kSumsInRegisters = kStreams || Weights::kGroup > 0;
+  static constexpr int kLinesAhead = kTiles * Weights::kChunkBytes / 64;  // at most, for a chunk
   // Two chains for each of few sums: an instruction takes several times as long as the next waits.
-  static constexpr int kChains = kTiles == 1 ? 2 : 1;
-  static constexpr bool kPrefetch = kTiles == 1;
+  static constexpr int kChains = kStreams ? 2 : 1;
 
-  // Leaves are summed by pairs, in order, like a binary counter: after leaf i one partial sum is
-  // left for every bit set in i + 1.
-  void add_leaf(int leaf) {
-    // In registers, unless the dot products need those.
-    F32x16 few_sums[kSums];
-    F32x16* const sums = kTiles == 1 ? few_sums : partial_[depth_];
+  // Lines that are written from end to end would else be waited for, one after the other.
+  void fetch_output(int64_t token) const {
+    const float* y = args_.y + token * args_.y_stride + tile_ * 16;
+    for (int i = 0; i < kTiles; ++i) __builtin_prefetch(y + i * 16, 1);
+  }
+
+  void add_leaf_of_groups(int leaf) {
+    F32x16 sums[kSums];
 #pragma GCC unroll 16
     for (int i = 0; i < kSums; ++i) sums[i] = F32x16::zero();
     for (const int64_t leaf_end = args_.leaf_ends[leaf]; k_ < leaf_end;) {
       const int64_t end = group_end_ < leaf_end ? group_end_ : leaf_end;
-      add_segment(padded_size(end - k_), sums);
+      add_segment(padded_size(end - k_),
+                  [&](int i, F32x16 dot, F32x16 scale) { sums[i] = fma(dot, scale, sums[i]); });
       if (end == group_end_) group_end_ += args_.group_cols;
       k_ = end;
     }
-    const bool is_right = (leaf & 1) != 0;
-    F32x16* partial = partial_[is_right ? depth_ - 1 : depth_++];
+    F32x16* const leaf_sums = tree_.push_zero();
 #pragma GCC unroll 16
-    for (int i = 0; i < kSums; ++i) partial[i] = is_right ? add(partial[i], sums[i]) : sums[i];
-    for (int i = leaf >> 1; is_right && (i & 1) != 0; i >>= 1) join_top();
+    for (int i = 0; i < kSums; ++i) leaf_sums[i] = sums[i];
+    tree_.join(leaf);
   }
 
-  void join_top() {
-    --depth_;
-    for (int i = 0; i < kSums; ++i)
-      partial_[depth_ - 1][i] = add(partial_[depth_ - 1][i], partial_[depth_][i]);
+  // A right leaf is added to the left one at once. Functions of their own: g++ 12 spills sums where
+  // it has the loops around the dot products in sight.
+  void add_leaf_of_one_segment(int leaf) {
+    const int64_t end = args_.leaf_ends[leaf];
+    const bool is_right = (leaf & 1) != 0;
+    F32x16* const sums = is_right ? tree_.top() : tree_.push_zero();
+    if (k_ < end && is_right) add_right_leaf(padded_size(end - k_), sums);
+    if (k_ < end && !is_right) add_left_leaf(padded_size(end - k_), sums);
+    if (is_right) tree_.join(leaf >> 1);
+    k_ = end;
+  }
+  [[gnu::noinline]] void add_left_leaf(int64_t cols, F32x16* sums) {
+    add_segment(
+        cols, [&](int i, F32x16 dot, F32x16 scale) { sums[i] = fma(dot, scale, F32x16::zero()); });
+  }
+  [[gnu::noinline]] void add_right_leaf(int64_t cols, F32x16* sums) {
+    add_segment(cols, [&](int i, F32x16 dot, F32x16 scale) {
+      sums[i] = add(sums[i], fma(dot, scale, F32x16::zero()));
+    });
   }
 
-  // The next segment, `cols` padded inputs wide.
-  [[gnu::always_inline]] inline void add_segment(int64_t cols, F32x16* sums) {
+  // The next segment, `cols` padded inputs wide: use(i, its dot product, the scale) for each sum.
+  template <class Use>
+  [[gnu::always_inline]] inline void add_segment(int64_t cols, const Use& use) {
     I32x16 dot[kTiles][kTokens][kChains];
 #pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t) {
@@ -133,26 +168,32 @@ class QuantizedBlock {
     constexpr int64_t kChunks = Weights::kGroup / kSegmentPad;
     if (kChunks > 0 && cols == Weights::kGroup) {
 #pragma GCC unroll 16
-      for (int64_t c = 0; c < kChunks; ++c)
-        add_chunk(codes_ + c * Weights::kChunkBytes, x_ + c * kSegmentPad, dot);
+      for (int64_t c = 0; c < kChunks; ++c) add_chunk(c, dot);
     } else {
-      for (int64_t c = 0; c < cols / kSegmentPad; ++c)
-        add_chunk(codes_ + c * Weights::kChunkBytes, x_ + c * kSegmentPad, dot);
+      for (int64_t c = 0; c < cols / kSegmentPad; ++c) add_chunk(c, dot);
     }
     codes_ += cols / kSegmentPad * Weights::kChunkBytes;
     x_ += cols;
+    next_.from += cols / kSegmentPad * next_.step;
 
+    I32x16 total[kTiles][kTokens];
+#pragma GCC unroll 16
+    for (int i = 0; i < kTiles; ++i) {
+#pragma GCC unroll 16
+      for (int t = 0; t < kTokens; ++t) {
+        total[i][t] = dot[i][t][0];
+        if constexpr (kChains == 2) total[i][t] = add(total[i][t], dot[i][t][1]);
+      }
+    }
+    // Through memory: g++ 12 would move all of them about before it uses the first.
+    if constexpr (!kSumsInRegisters) asm("" : "+m"(total));
 #pragma GCC unroll 16
     for (int i = 0; i < kTiles; ++i) {
       const F32x16 scales = Weights::load_scales(scales_ + i * args_.tile_bytes);
 #pragma GCC unroll 16
-      for (int t = 0; t < kTokens; ++t) {
-        F32x16& sum = sums[i * kTokens + t];
-        const F32x16 scale = mul(scales, F32x16::splat(of_token(x_scales_, t)[0]));
-        I32x16 total = dot[i][t][0];
-        if constexpr (kChains == 2) total = add(total, dot[i][t][1]);
-        sum = fma(to_float(total), scale, sum);
-      }
+      for (int t = 0; t < kTokens; ++t)
+        use(i * kTokens + t, to_float(total[i][t]),
+            mul(scales, F32x16::splat(of_token(x_scales_, t)[0])));
     }
     scales_ += Weights::kScaleBytes;
     ++x_scales_;
@@ -160,13 +201,17 @@ class QuantizedBlock {
   }
 
   // Weights stay in registers for all tokens, a token's inputs for all tiles.
-  [[gnu::always_inline]] inline void add_chunk(const uint8_t* codes, const int8_t* x,
+  [[gnu::always_inline]] inline void add_chunk(int64_t c,
                                                I32x16 (&dot)[kTiles][kTokens][kChains]) const {
+    const uint8_t* codes = codes_ + c * Weights::kChunkBytes;
+    const int8_t* x = x_ + c * kSegmentPad;
+    for (int i = 0; !kStreams && i < kLinesAhead; ++i)
+      __builtin_prefetch(next_.from + c * next_.step + i * next_.step / kLinesAhead, 0, kIntoL2);
     Chunk chunk[kTiles];
 #pragma GCC unroll 16
     for (int i = 0; i < kTiles; ++i) {
       const uint8_t* p = codes + i * args_.tile_bytes;
-      if constexpr (kPrefetch) {
+      if constexpr (kStreams) {
         __builtin_prefetch(p + kPrefetchBytes);
         if constexpr (Weights::kChunkBytes > 64) __builtin_prefetch(p + kPrefetchBytes + 64);
       }
@@ -191,13 +236,6 @@ class QuantizedBlock {
     return reinterpret_cast<const T*>(reinterpret_cast<const int8_t*>(p) + t * args_.row_bytes);
   }
 
-  void store_sum(int i, int t, F32x16 sum) {
-    if (args_.round_to_bf16) sum = round_to_bf16(sum);
-    const int64_t row = (tile_ + i) * 16;
-    const int64_t n = args_.rows - row < 16 ? args_.rows - row : 16;
-    store_first(args_.y + (token_ + t) * args_.y_stride + row, sum, n);
-  }
-
   const QuantizedLinearArgs& args_;
   const int64_t tile_;
   const int64_t token_;
@@ -207,44 +245,35 @@ class QuantizedBlock {
   const int8_t* x_;
   const float* x_scales_;
   const int32_t* x_offsets_;
+  NextTiles next_;
   int64_t k_ = 0, group_end_;
-  F32x16 partial_[kQuantTreeDepth][kSums];
-  int depth_ = 0;
+  LeafTree<kSums> tree_;
 };
 
-// A block of `tokens` tokens, at most kTokens.
-template <class Weights, int kTiles, int kTokens>
-void run_quantized_block(const QuantizedLinearArgs& args, int64_t tile, int64_t token,
-                         int64_t tokens) {
-  if constexpr (kTokens > 1) {
-    if (tokens < kTokens)
-      return run_quantized_block<Weights, kTiles, kTokens - 1>(args, tile, token, tokens);
-  }
-  QuantizedBlock<Weights, kTiles, kTokens>(args, tile, token).run();
-}
-
-// All tokens through the tiles from `tile` on, in the fewest blocks and those as equal as can be: a
-// block of one token would unpack the weights for it alone. Returns the first tile left over.
-template <class Weights, int kTiles>
-int64_t run_quantized_tiles(const QuantizedLinearArgs& args, int64_t tile) {
-  const int64_t tiles = (args.rows + 15) / 16;
-  const int64_t blocks = (args.tokens + kQuantBlockTokens - 1) / kQuantBlockTokens;
-  for (; tile + kTiles <= tiles; tile += kTiles) {
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t token = block * args.tokens / blocks;
-      const int64_t end = (block + 1) * args.tokens / blocks;
-      run_quantized_block<Weights, kTiles, kQuantBlockTokens>(args, tile, token, end - token);
-    }
-  }
-  return tile;
+// The blocks of tokens share the lines of the tiles that follow, so that those come from memory in
+// time and without haste.
+template <class Weights>
+NextTiles next_tiles(const QuantizedLinearArgs& args, const BlockPlace& place, int64_t tiles) {
+  const int64_t lines = tiles * Weights::kChunkBytes / 64;  // for each chunk of a block
+  const int64_t share = (lines + place.count - 1) / place.count;
+  if (place.index * share >= lines) return {args.tiles, 0};
+  const uint8_t* next = args.tiles + (place.tile + tiles) * args.tile_bytes;
+  return {next + place.index * share * (tiles * args.tile_bytes / lines), share * 64};
 }
 
 template <class Weights>
 void linear_quantized(const QuantizedLinearArgs& args) {
+  const auto run = [&]<class Shape>(Shape, const BlockPlace& place) {
+    QuantizedBlock<Weights, Shape::kTiles, Shape::kTokens>(
+        args, place.tile, place.token, next_tiles<Weights>(args, place, Shape::kTiles))
+        .run();
+  };
   int64_t tile = 0;
-  if (args.tokens > kQuantBlockTokens)
-    tile = run_quantized_tiles<Weights, kQuantBlockTiles>(args, tile);
-  run_quantized_tiles<Weights, 1>(args, tile);
+  if constexpr (kPairedTiles > 1) {
+    if (args.tokens > kStreamTokens)
+      tile = run_blocks<kPairedTiles, Weights::kBlockTokens>(args, tile, run);
+  }
+  run_blocks<1, kStreamTokens>(args, tile, run);
 }
 
 }  // namespace troupe::layers::TROUPE_ISA_NAMESPACE

@@ -26,12 +26,12 @@ void check_shapes(const AttentionGroup& group, const KvCache& cache,
                "q [{}, {}], o [{}, {}] for {} queries", q.rows, q.cols, o.rows, o.cols, tokens);
 }
 
-// A thread takes some heads of one token. Whoever reads a cache row widens it, so heads are divided
-// only where there are too few tokens for the threads.
-int heads_per_part(int num_heads, int64_t tokens) {
+// A thread takes some heads of the tokens that share a reading of the cache. Whoever reads a row
+// widens it, so heads are divided only where there are too few runs of tokens for the threads.
+int heads_per_part(int num_heads, int64_t runs) {
   constexpr int kHeads = 4;  // the kernel's unit
   const int threads = current_team() == nullptr ? 1 : current_team()->size();
-  if (tokens % threads == 0 || tokens >= 4 * threads) return num_heads;
+  if (runs % threads == 0 || runs >= 4 * threads) return num_heads;
   const int units = (num_heads + kHeads - 1) / kHeads;
   return (units + threads - 1) / threads * kHeads;
 }
@@ -42,16 +42,21 @@ void mla_attention(const MlaShape& shape, const KvCache& cache, int layer,
                    std::span<const KvQuery> queries, Matrix<const float> q, Matrix<float> o) {
   const AttentionGroup group = group_of(shape);
   check_shapes(group, cache, queries, q, o);
-  const int part_heads = heads_per_part(shape.num_heads, q.rows);
+  const std::span<const int64_t> runs = attention_runs(queries);
+  const int64_t num_runs = std::ssize(runs) - 1;
+  const int part_heads = heads_per_part(shape.num_heads, num_runs);
   const int64_t parts = (shape.num_heads + part_heads - 1) / part_heads;
-  parallel_for(q.rows * parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(num_runs * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t t = i / parts;
+      const int64_t first = runs[i / parts], count = runs[i / parts + 1] - first;
       const int head = static_cast<int>(i % parts) * part_heads;
       AttentionGroup part = group;
       part.num_heads = std::min(part_heads, shape.num_heads - head);
-      attend(part, cache, layer, queries[t], q.row(t) + head * group.key_width,
-             o.row(t) + head * group.value_width);
+      attend(part, cache, layer, queries.subspan(first, count),
+             q.rows_from(first, count)
+                 .columns_from(head * group.key_width, part.num_heads * group.key_width),
+             o.rows_from(first, count)
+                 .columns_from(head * group.value_width, part.num_heads * group.value_width));
     }
   });
 }
@@ -61,8 +66,7 @@ void reference::mla_attention(const MlaShape& shape, const KvCache& cache, int l
                               Matrix<float> o) {
   const AttentionGroup group = group_of(shape);
   check_shapes(group, cache, queries, q, o);
-  for (int64_t t = 0; t < q.rows; ++t)
-    reference::attend(group, cache, layer, queries[t], q.row(t), o.row(t));
+  reference::attend(group, cache, layer, queries, q, o);
 }
 
 }  // namespace troupe::layers

@@ -1,5 +1,6 @@
 #include "model/bpe.h"
 
+#include <bit>
 #include <functional>
 #include <queue>
 
@@ -81,17 +82,27 @@ void Bpe::Word::append_to(std::vector<int32_t>& ids) const {
 }
 
 Bpe::Bpe(const std::array<int32_t, 256>& byte_ids, std::span<const Merge> merges)
-    : byte_ids_(byte_ids) {
-  rules_.reserve(merges.size());
+    : byte_ids_(byte_ids), slots_(std::bit_ceil(2 * merges.size() + 2)) {
   for (const Merge& merge : merges) {
-    rules_[pack(merge.left, merge.right)] = {static_cast<int32_t>(results_.size()), merge.result};
-    results_.push_back(merge.result);
+    const uint64_t pair = pack(merge.left, merge.right);
+    slots_[slot_of(pair)] = {pair, {merge.rank, merge.result}};
+    if (std::ssize(results_) <= merge.rank) results_.resize(merge.rank + 1, -1);
+    results_[merge.rank] = merge.result;
   }
 }
 
+size_t Bpe::slot_of(uint64_t pair) const {
+  // Fibonacci hashing: the product's high bits depend on all bits of the pair.
+  size_t slot = pair * 0x9e3779b97f4a7c15u >> 32 & (slots_.size() - 1);
+  while (slots_[slot].pair != kEmpty && slots_[slot].pair != pair)
+    slot = (slot + 1) & (slots_.size() - 1);
+  return slot;
+}
+
 const Bpe::Rule* Bpe::find(int32_t left, int32_t right) const {
-  const auto found = rules_.find(pack(left, right));
-  return found == rules_.end() ? nullptr : &found->second;
+  const uint64_t pair = pack(left, right);
+  const Slot& slot = slots_[slot_of(pair)];
+  return slot.pair == pair ? &slot.rule : nullptr;
 }
 
 void Bpe::encode(std::string_view piece, std::vector<int32_t>& ids) const {
@@ -102,9 +113,7 @@ void Bpe::encode(std::string_view piece, std::vector<int32_t>& ids) const {
     const auto byte = static_cast<uint8_t>(c);
     if (byte_ids_[byte] < 0)
       throw_user_error(
-          "tokenizer.json: the text holds bytes {:#04x}; the vocabulary has no token "
-          "for them",
-          byte);
+          "the text holds bytes {:#04x}, for which the tokenizer's vocabulary has no token", byte);
     bytes.push_back(byte_ids_[byte]);
   }
   Word word(*this, std::move(bytes));

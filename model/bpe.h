@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 namespace troupe::model {
@@ -14,10 +13,11 @@ class Bpe {
  public:
   struct Merge {
     int32_t left, right, result;  // token ids
+    int32_t rank;                 // merges of one rank have one result
   };
 
-  // `byte_ids` holds the token of each byte, -1 where the vocabulary has none. `merges` come in the
-  // order of their rank; of two for the same pair the later one counts, as in the reference.
+  // `byte_ids` holds the token of each byte, -1 where the vocabulary has none. Of two merges for
+  // the same pair the later one counts, as in the reference.
   Bpe(const std::array<int32_t, 256>& byte_ids, std::span<const Merge> merges);
 
   // Appends the tokens of `piece`: starting from bytes, the pair of lowest rank is merged first,
@@ -31,11 +31,19 @@ class Bpe {
   };
   class Word;
 
+  // Linear probing from the hash of the pair. At most half of the slots are taken.
+  struct Slot {
+    uint64_t pair = kEmpty;  // two ids
+    Rule rule = {};
+  };
+  static constexpr uint64_t kEmpty = ~uint64_t{0};
+
+  size_t slot_of(uint64_t pair) const;  // where it is, or would be
   const Rule* find(int32_t left, int32_t right) const;
 
   std::array<int32_t, 256> byte_ids_;
-  std::unordered_map<uint64_t, Rule> rules_;  // by the packed pair of ids
-  std::vector<int32_t> results_;              // by rank
+  std::vector<Slot> slots_;       // a power of two
+  std::vector<int32_t> results_;  // by rank
 };
 
 }  // namespace troupe::model

@@ -1,6 +1,7 @@
 #include "model/byte_alphabet.h"
 
 #include <array>
+#include <cstdint>
 
 #include "model/utf8.h"
 
@@ -22,7 +23,28 @@ constexpr auto kByteOfCharacter = [] {
   return bytes;
 }();
 
+constexpr auto kCharacterOfByte = [] {
+  std::array<int, 256> characters{};
+  for (int c = 0; c < kAlphabetEnd; ++c)
+    if (kByteOfCharacter[c] >= 0) characters[kByteOfCharacter[c]] = c;
+  return characters;
+}();
+
 }  // namespace
+
+std::string alphabet_from_bytes(std::string_view bytes) {
+  std::string spelled;
+  for (const char byte : bytes) {
+    const int character = kCharacterOfByte[static_cast<uint8_t>(byte)];
+    if (character < 0x80) {
+      spelled += static_cast<char>(character);
+    } else {  // two bytes of UTF-8: the alphabet ends below U+0800
+      spelled += static_cast<char>(0xc0 | character >> 6);
+      spelled += static_cast<char>(0x80 | (character & 0x3f));
+    }
+  }
+  return spelled;
+}
 
 std::optional<std::string> bytes_from_alphabet(std::string_view token) {
   std::string bytes;

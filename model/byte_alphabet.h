@@ -11,4 +11,7 @@ namespace troupe::model {
 // The bytes that `token` (valid UTF-8) spells; nothing when a character is not of the alphabet.
 std::optional<std::string> bytes_from_alphabet(std::string_view token);
 
+// `bytes` spelled in the alphabet.
+std::string alphabet_from_bytes(std::string_view bytes);
+
 }  // namespace troupe::model

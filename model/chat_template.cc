@@ -120,7 +120,7 @@ ChatTemplate ChatTemplate::of_file(const fs::path& file, const fs::path& directo
       std::make_unique<Impl>(read_template(file), file.string(), tokenizer_config(directory)));
 }
 
-bool ChatTemplate::is_in(const fs::path& directory) {
+bool ChatTemplate::exists(const fs::path& directory) {
   return fs::exists(directory / "chat_template.jinja") ||
          find_template(tokenizer_config(directory)) != nullptr;
 }

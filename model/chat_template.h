@@ -23,10 +23,9 @@ struct Conversation {
 // file, the line and what is not understood.
 class ChatTemplate {
  public:
-  // Whether of_checkpoint() would find one.
-  static bool is_in(const std::filesystem::path& directory);
   // DIR/chat_template.jinja, or chat_template of DIR/tokenizer_config.json (of several, "default").
   static ChatTemplate of_checkpoint(const std::filesystem::path& directory);
+  static bool exists(const std::filesystem::path& directory);  // whether there is one to read
   // `file`, with the special tokens (bos_token, ...) of DIR/tokenizer_config.json.
   static ChatTemplate of_file(const std::filesystem::path& file,
                               const std::filesystem::path& directory);

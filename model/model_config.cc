@@ -49,10 +49,14 @@ void read_attention(const JsonObject& json, ModelConfig& config) {
     json.fail("attention_bias", "true is not supported; supported: false");
 }
 
+// Transformers 5 writes one object with rope_theta in it, earlier versions two keys.
 void read_rope(const JsonObject& json, ModelConfig& config) {
-  config.rope_theta = json.number("rope_theta", {1, 1e12}, 10000);
-  if (!json.has("rope_scaling")) return;
-  const JsonObject scaling = json.object("rope_scaling");
+  constexpr NumberBounds kTheta{1, 1e12};
+  const char* key = json.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
+  config.rope_theta = json.number("rope_theta", kTheta, 10000);
+  if (!json.has(key)) return;
+  const JsonObject scaling = json.object(key);
+  config.rope_theta = scaling.number("rope_theta", kTheta, config.rope_theta);
   const char* type_key = scaling.has("rope_type") ? "rope_type" : "type";
   if (!scaling.choice<bool>(type_key, {{"yarn", true}, {"default", false}})) return;
   layers::YarnConfig yarn;

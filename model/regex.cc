@@ -45,6 +45,7 @@ uint32_t match_limit(size_t text_bytes) {
 
 struct Regex::Code {
   Owned<pcre2_code, pcre2_code_free> pattern;
+  bool has_jit = false;
 };
 
 struct Regex::Scratch::Data {
@@ -60,7 +61,7 @@ Regex::Regex(std::string_view pattern, Syntax syntax) : code_(std::make_unique<C
       pcre2_compile(pcre2_text(pattern), pattern.size(), options, &error, &offset, nullptr));
   if (code_->pattern == nullptr) throw std::invalid_argument(pcre2_message(error));
   // Without the just-in-time compiler (not built in, no executable memory) matching is slower only.
-  pcre2_jit_compile(code_->pattern.get(), PCRE2_JIT_COMPLETE);
+  code_->has_jit = pcre2_jit_compile(code_->pattern.get(), PCRE2_JIT_COMPLETE) == 0;
 }
 
 Regex::~Regex() = default;
@@ -88,9 +89,15 @@ std::optional<Regex::Match> Regex::Matches::search() {
     return pcre2_match(regex_.code_->pattern.get(), pcre2_text(text_), text_.size(), at_,
                        PCRE2_NO_UTF_CHECK | options, data.match.get(), data.context.get());
   };
-  int result = match(0);
-  // The just-in-time code has a small stack of its own; the interpreter uses the heap.
-  if (result == PCRE2_ERROR_JIT_STACKLIMIT) result = match(PCRE2_NO_JIT);
+  int result;
+  if (regex_.code_->has_jit) {  // called directly: pcre2_match() spends as long again on its checks
+    result = pcre2_jit_match(regex_.code_->pattern.get(), pcre2_text(text_), text_.size(), at_, 0,
+                             data.match.get(), data.context.get());
+    // It has a small stack of its own; the interpreter uses the heap.
+    if (result == PCRE2_ERROR_JIT_STACKLIMIT) result = match(PCRE2_NO_JIT);
+  } else {
+    result = match(0);
+  }
   if (result == PCRE2_ERROR_NOMATCH) return std::nullopt;
   if (result < 0)
     throw_user_error("a split pattern of tokenizer.json fails on this text of {} bytes: {}",

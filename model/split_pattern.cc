@@ -22,18 +22,23 @@ constexpr std::array<std::string_view, 31> kCategories = {
 
 constexpr std::string_view kWhiteSpace = R"(\x{9}-\x{d}\x{85}\p{Z})";
 
+// Script=Han, and what Unicode 15 added to it (extensions H and I). A plain \p{Han} of PCRE2 is the
+// script's extensions, which reach into punctuation.
+constexpr std::string_view kHan = R"(\p{sc:Han}\x{2ebf0}-\x{2ee5d}\x{31350}-\x{323af})";
+
 std::string character_item(char32_t code_point) {
   return fmt::format("\\x{{{:x}}}", static_cast<uint32_t>(code_point));
 }
 
 // The members of \p{category} as items of a class.
 std::string category_items(std::string_view category) {
-  std::string items;
+  // First what most texts hold: PCRE2 goes through the items in their order.
+  std::string items = fmt::format("\\p{{{}}}", category);
   for (const UnicodeAddition& addition : kUnicodeAdditions) {
     if (!std::string_view(addition.category).starts_with(category)) continue;
     items += character_item(addition.first) + '-' + character_item(addition.last);
   }
-  return items + fmt::format("\\p{{{}}}", category);
+  return items;
 }
 
 std::string ascii_lower(std::string_view text) {
@@ -67,6 +72,7 @@ class Translator {
   void quantifier();
   void counted_quantifier();
   void character_class();
+  std::string class_items();
   Item class_item();
   Item escape();
   Item property(bool negated);
@@ -189,24 +195,36 @@ void Translator::counted_quantifier() {
 
 void Translator::character_class() {
   take("[");
-  out_ += '[';
-  if (take("^")) out_ += '^';
+  const bool negated = take("^");
+  std::string items = class_items();
+  if (take("]")) {
+    out_ += fmt::format("[{}{}]", negated ? "^" : "", items);
+    return;
+  }
+  // PCRE2 has no intersection: a look ahead keeps out what is not wanted.
+  if (negated || !take("&&[^")) refuse("of &&, [...&&[^...]] is supported only");
+  out_ += fmt::format("(?:(?![{}])[{}])", class_items(), items);
+  if (!take("]]")) refuse("of &&, [...&&[^...]] is supported only");
+}
+
+// What stands between the brackets of a class, up to "]" or "&&".
+std::string Translator::class_items() {
+  std::string out;
   if (starts_with("]")) refuse("']' as the first of a class is not supported");
-  while (!take("]")) {
+  while (!starts_with("&&") && !starts_with("]")) {
     const Item first = class_item();
-    out_ += first.character ? character_item(*first.character) : first.set;
+    out += first.character ? character_item(*first.character) : first.set;
     if (!first.character || !starts_with("-") || starts_with("-]")) continue;
     take("-");
     const Item last = class_item();
     if (!last.character) refuse("a range must end with a character");
-    out_ += '-' + character_item(*last.character);
+    out += '-' + character_item(*last.character);
   }
-  out_ += ']';
+  return out;
 }
 
 Translator::Item Translator::class_item() {
   if (starts_with("[")) refuse("a class inside a class is not supported");
-  if (starts_with("&&")) refuse("&& in a class is not supported");
   if (take("\\w"))
     return {.set = category_items("L") + category_items("M") + category_items("Nd") +
                    category_items("Pc") + "\\p{Alphabetic}"};
@@ -247,8 +265,9 @@ Translator::Item Translator::escape() {
 
 Translator::Item Translator::property(bool negated) {
   const std::string_view name = take_until('}');
+  if (name == "Han") return {.set = std::string(kHan), .negated = negated};
   if (std::find(kCategories.begin(), kCategories.end(), name) == kCategories.end())
-    refuse("of the properties, general categories such as \\p{L} or \\p{Lu} are supported");
+    refuse("of the properties, Han and general categories such as \\p{L} or \\p{Lu} are supported");
   return {.set = category_items(name), .negated = negated};
 }
 

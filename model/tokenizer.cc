@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <functional>
 #include <optional>
 #include <unordered_map>
 
@@ -10,6 +12,7 @@
 #include "model/bpe.h"
 #include "model/byte_alphabet.h"
 #include "model/pretokenizer.h"
+#include "model/text_chunks.h"
 #include "model/tokenizer_file.h"
 #include "model/utf8.h"
 
@@ -66,15 +69,64 @@ AddedTokenSplitter splitter(const TokenizerFile& file, bool normalized) {
   return AddedTokenSplitter(std::move(tokens));
 }
 
+// Looks strings up by views.
+struct StringHash {
+  using is_transparent = void;
+  size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
+};
+using IdOfBytes = std::unordered_map<std::string, int32_t, StringHash, std::equal_to<>>;
+
+// Short pieces that were encoded before in the same call: where their ids lie in the output. Texts
+// repeat their words, and a look-up takes a tenth of merging one.
+class PieceCache {
+ public:
+  explicit PieceCache(size_t text_bytes)
+      : entries_(std::bit_ceil(std::clamp<size_t>(text_bytes / 8, 1, kMaxEntries))) {}
+
+  // Appends the ids of `piece`, or false.
+  bool append(std::string_view piece, std::vector<int32_t>& ids) const {
+    if (piece.size() > kMaxPieceBytes) return false;
+    const Entry& entry = entries_[slot_of(piece)];
+    if (entry.piece() != piece) return false;
+    for (uint32_t i = 0; i < entry.count; ++i) ids.push_back(ids[entry.first + i]);
+    return true;
+  }
+
+  // ids[first..] are those of `piece`.
+  void remember(std::string_view piece, size_t first, const std::vector<int32_t>& ids) {
+    if (piece.size() > kMaxPieceBytes || ids.size() > UINT32_MAX) return;
+    Entry& entry = entries_[slot_of(piece)];
+    std::copy(piece.begin(), piece.end(), entry.bytes);
+    entry.size = static_cast<uint8_t>(piece.size());
+    entry.first = static_cast<uint32_t>(first);
+    entry.count = static_cast<uint32_t>(ids.size() - first);
+  }
+
+ private:
+  static constexpr size_t kMaxPieceBytes = 23, kMaxEntries = size_t{1} << 14;
+  struct Entry {
+    uint8_t size = 0;
+    char bytes[kMaxPieceBytes];
+    uint32_t first = 0, count = 0;
+    std::string_view piece() const { return {bytes, size}; }
+  };
+
+  size_t slot_of(std::string_view piece) const {
+    return StringHash()(piece) & (entries_.size() - 1);
+  }
+
+  std::vector<Entry> entries_;  // a power of two
+};
+
 // Tokens that are spelled in the byte alphabet: the only ones BPE can arrive at.
-std::unordered_map<std::string, int32_t> ids_by_bytes(const TokenizerFile& file) {
-  std::unordered_map<std::string, int32_t> ids;
+IdOfBytes ids_by_bytes(const TokenizerFile& file) {
+  IdOfBytes ids;
   for (const auto& [token, id] : file.vocabulary)
     if (std::optional<std::string> bytes = bytes_from_alphabet(token)) ids[*bytes] = id;
   return ids;
 }
 
-Bpe make_bpe(const TokenizerFile& file, const std::unordered_map<std::string, int32_t>& ids) {
+Bpe make_bpe(const TokenizerFile& file, const IdOfBytes& ids) {
   std::array<int32_t, 256> byte_ids;
   for (size_t byte = 0; byte < byte_ids.size(); ++byte) {
     const auto found = ids.find(std::string(1, static_cast<char>(byte)));
@@ -95,29 +147,56 @@ struct Tokenizer::Impl {
         bpe(make_bpe(file, ids_of_bytes)),
         prefix_ids(std::move(file.prefix_ids)),
         suffix_ids(std::move(file.suffix_ids)),
-        bos_token_id(file.bos_token_id) {
+        bos_token_id(file.bos_token_id),
+        max_text_characters(file.max_text_characters),
+        max_run_characters(file.max_run_characters) {
     if (!file.ignore_merges) ids_of_bytes.clear();
   }
 
-  void append_ids(std::string_view text, std::vector<int32_t>& ids) const;
+  void encode(std::string_view text, PieceCache& cache, std::vector<int32_t>& ids) const;
+  void append_ids(std::string_view text, PieceCache& cache, std::vector<int32_t>& ids) const;
 
   TokenTable tokens;
   AddedTokenSplitter raw_pass, normalized_pass;
   PreTokenizer pre_tokenizer;
-  std::unordered_map<std::string, int32_t> ids_of_bytes;  // pieces that stay whole
+  IdOfBytes ids_of_bytes;  // pieces that stay whole
   Bpe bpe;
   std::vector<int32_t> prefix_ids, suffix_ids;
   int32_t bos_token_id;
+  size_t max_text_characters, max_run_characters;
 };
 
-// `text` holds no added tokens.
-void Tokenizer::Impl::append_ids(std::string_view text, std::vector<int32_t>& ids) const {
-  pre_tokenizer.for_each_piece(text, [&](std::string_view piece) {
-    if (!ids_of_bytes.empty()) {
-      const auto whole = ids_of_bytes.find(std::string(piece));
-      if (whole != ids_of_bytes.end()) return ids.push_back(whole->second);
+void Tokenizer::Impl::encode(std::string_view text, PieceCache& cache,
+                             std::vector<int32_t>& ids) const {
+  std::vector<Segment> raw_segments, segments;
+  raw_pass.split(text, raw_segments);
+  for (const Segment& raw : raw_segments) {
+    segments.clear();
+    if (raw.token >= 0)
+      segments.push_back(raw);
+    else
+      normalized_pass.split(raw.text, segments);
+    for (const Segment& segment : segments) {
+      if (segment.token >= 0)
+        ids.push_back(segment.token);
+      else
+        append_ids(segment.text, cache, ids);
     }
-    bpe.encode(piece, ids);
+  }
+}
+
+// `text` holds no added tokens.
+void Tokenizer::Impl::append_ids(std::string_view text, PieceCache& cache,
+                                 std::vector<int32_t>& ids) const {
+  pre_tokenizer.for_each_piece(text, [&](std::string_view piece) {
+    if (cache.append(piece, ids)) return;
+    const size_t first = ids.size();
+    const auto whole = ids_of_bytes.find(piece);
+    if (whole != ids_of_bytes.end())
+      ids.push_back(whole->second);
+    else
+      bpe.encode(piece, ids);
+    cache.remember(piece, first, ids);
   });
 }
 
@@ -135,20 +214,12 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special) 
 
   std::vector<int32_t> ids;
   if (add_special) ids = impl_->prefix_ids;
-  std::vector<Segment> raw_segments;
-  impl_->raw_pass.split(text, raw_segments);
-  for (const Segment& raw : raw_segments) {
-    std::vector<Segment> segments;
-    if (raw.token >= 0)
-      segments.push_back(raw);
-    else
-      impl_->normalized_pass.split(raw.text, segments);
-    for (const Segment& segment : segments) {
-      if (segment.token >= 0)
-        ids.push_back(segment.token);
-      else
-        impl_->append_ids(segment.text, ids);
-    }
+  PieceCache cache(text.size());
+  if (impl_->max_text_characters == 0) {
+    impl_->encode(text, cache, ids);
+  } else {
+    for_each_chunk(text, impl_->max_text_characters, impl_->max_run_characters,
+                   [&](std::string_view chunk) { impl_->encode(chunk, cache, ids); });
   }
   if (add_special) ids.insert(ids.end(), impl_->suffix_ids.begin(), impl_->suffix_ids.end());
   return ids;
@@ -167,7 +238,7 @@ int64_t Tokenizer::vocab_size() const { return impl_->tokens.size(); }
 int32_t Tokenizer::bos_token_id() const { return impl_->bos_token_id; }
 
 std::string StreamDecoder::push(int32_t id) {
-  if (!skip_special_ || !tokenizer_.is_special(id)) pending_ += tokenizer_.token_bytes(id);
+  if (!skip_special_ || !tokenizer_->is_special(id)) pending_ += tokenizer_->token_bytes(id);
   return take_utf8_lossy(pending_);
 }
 

@@ -1,5 +1,5 @@
-// model/tokenizer.h: text to token ids and back, as tokenizer.json says: byte-level BPE, id for id
-// what Hugging Face tokenizers gives.
+// model/tokenizer.h: text to token ids and back, as tokenizer.json or a tiktoken file says:
+// byte-level BPE, id for id what Hugging Face tokenizers and tiktoken give.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ namespace troupe::model {
 // Constant after construction; one object serves any number of threads.
 class Tokenizer {
  public:
-  // Reads DIR/tokenizer.json and, if present, DIR/tokenizer_config.json.
+  // Reads DIR/tokenizer.json, else DIR/tiktoken.model, and DIR/tokenizer_config.json beside it.
   explicit Tokenizer(const std::filesystem::path& directory);
   ~Tokenizer();
   Tokenizer(Tokenizer&&) noexcept;
@@ -49,7 +49,7 @@ class Tokenizer {
 class StreamDecoder {
  public:
   explicit StreamDecoder(const Tokenizer& tokenizer, bool skip_special = true)
-      : tokenizer_(tokenizer), skip_special_(skip_special) {}
+      : tokenizer_(&tokenizer), skip_special_(skip_special) {}
   // The text that became complete with this token; may be empty. All parts, then finish(), make up
   // what decode() gives for all ids.
   std::string push(int32_t id);
@@ -57,7 +57,7 @@ class StreamDecoder {
   std::string finish();
 
  private:
-  const Tokenizer& tokenizer_;
+  const Tokenizer* tokenizer_;
   bool skip_special_;
   std::string pending_;  // bytes of an incomplete character
 };

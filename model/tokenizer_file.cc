@@ -1,7 +1,6 @@
 #include "model/tokenizer_file.h"
 
 #include <algorithm>
-#include <initializer_list>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <stdexcept>
@@ -9,106 +8,16 @@
 #include <unordered_map>
 
 #include "base/error.h"
-#include "model/input_file.h"
-#include "model/json_file.h"
+#include "model/tiktoken_file.h"
+#include "model/tokenizer_section.h"
 
 namespace troupe::model {
 
 namespace {
 
 using nlohmann::json;
+using Section = TokenizerSection;
 using IdOfToken = std::unordered_map<std::string_view, int32_t>;
-
-// Values in one file; the largest published tokenizer.json has a million.
-constexpr int64_t kMaxJsonValues = int64_t{1} << 23;
-
-json read_bounded(const std::filesystem::path& path) {
-  const Mapping mapping = map_input_file(path);
-  int64_t num_values = 0;
-  const auto count = [&](int, json::parse_event_t, json&) {
-    if (++num_values > kMaxJsonValues)
-      throw_user_error("{}: more than {} values; this is no tokenizer", path.string(),
-                       kMaxJsonValues);
-    return true;
-  };
-  return parse_json({reinterpret_cast<const char*>(mapping.data()), mapping.size()}, path.string(),
-                    count);
-}
-
-// A JSON object of which every key is accounted for.
-class Section : public JsonObject {
- public:
-  Section(const json& value, std::string file, std::string prefix = "")
-      : JsonObject(value, file, prefix), value_(value), file_(file), prefix_(prefix) {}
-
-  const std::string& file() const { return file_; }
-  const json* find(std::string_view key) const;
-  const json& array(std::string_view key) const;
-  std::string string(std::string_view key) const;
-  std::string name(std::string_view key) const { return prefix_ + std::string(key); }
-  Section section(std::string_view key) const;
-  std::vector<Section> sections(std::string_view key) const;
-  bool flag(std::string_view key) const;  // a boolean that must be there
-
-  void allow(std::initializer_list<std::string_view> keys) const;
-  // `key` may be there if it is null or equal to one of the values that change nothing.
-  void expect(std::string_view key, std::initializer_list<json> neutral) const;
-
- private:
-  const json& value_;
-  std::string file_, prefix_;
-};
-
-const json* Section::find(std::string_view key) const {
-  const auto found = value_.find(key);
-  return found == value_.end() || found->is_null() ? nullptr : &*found;
-}
-
-const json& Section::array(std::string_view key) const {
-  const json* value = find(key);
-  if (value == nullptr || !value->is_array()) fail(key, "must be a list");
-  return *value;
-}
-
-std::string Section::string(std::string_view key) const {
-  const json* value = find(key);
-  if (value == nullptr || !value->is_string()) fail(key, "must be a string");
-  return value->get<std::string>();
-}
-
-Section Section::section(std::string_view key) const {
-  const json* value = find(key);
-  if (value == nullptr) fail(key, "is missing");
-  if (!value->is_object()) fail(key, "must be an object");
-  return Section(*value, file_, name(key) + ".");
-}
-
-std::vector<Section> Section::sections(std::string_view key) const {
-  std::vector<Section> all;
-  for (const json& value : array(key)) {
-    const std::string element = fmt::format("{}[{}]", key, all.size());
-    if (!value.is_object()) fail(element, "must be an object");
-    all.emplace_back(value, file_, name(element) + ".");
-  }
-  return all;
-}
-
-bool Section::flag(std::string_view key) const {
-  if (!has(key)) fail(key, "is missing");
-  return boolean(key, false);
-}
-
-void Section::allow(std::initializer_list<std::string_view> keys) const {
-  for (const auto& [key, value] : value_.items())
-    if (std::find(keys.begin(), keys.end(), key) == keys.end())
-      fail(printable(key), "is not supported");
-}
-
-void Section::expect(std::string_view key, std::initializer_list<json> neutral) const {
-  const json* value = find(key);
-  if (value != nullptr && std::find(neutral.begin(), neutral.end(), *value) == neutral.end())
-    fail(key, fmt::format("is {}, which is not supported", printable(value->dump())));
-}
 
 void read_vocabulary(const Section& model, TokenizerFile& file) {
   const Section vocabulary = model.section("vocab");
@@ -151,7 +60,10 @@ void read_merges(const Section& model, const IdOfToken& ids, TokenizerFile& file
     if (merges[i].is_string() && merges[i].get_ref<const std::string&>().starts_with("#version"))
       continue;
     const auto [left, right] = read_merge(model, merges[i], i);
-    file.merges.push_back({id_of(left, i), id_of(right, i), id_of(left + right, i)});
+    file.merges.push_back({.left = id_of(left, i),
+                           .right = id_of(right, i),
+                           .result = id_of(left + right, i),
+                           .rank = static_cast<int32_t>(file.merges.size())});
   }
 }
 
@@ -175,21 +87,6 @@ std::vector<bool> known_ids(const TokenizerFile& file) {
   return known;
 }
 
-AddedToken read_added_token(const Section& section) {
-  section.allow({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
-  AddedToken token{.id = static_cast<int32_t>(section.integer("id", {0, kMaxTokenId})),
-                   .content = section.string("content"),
-                   .single_word = section.flag("single_word"),
-                   .lstrip = section.flag("lstrip"),
-                   .rstrip = section.flag("rstrip"),
-                   .normalized = section.flag("normalized"),
-                   .special = section.flag("special")};
-  if (token.content.empty() || token.content.size() > AddedTokenSplitter::kMaxContentBytes)
-    section.fail("content", fmt::format("has {} bytes; 1 to {} are supported", token.content.size(),
-                                        AddedTokenSplitter::kMaxContentBytes));
-  return token;
-}
-
 // The reference gives each added token the id of the vocabulary or else the next one, and ignores
 // the file's; where they differ the file says two things.
 void read_added_tokens(const Section& root, IdOfToken& ids, TokenizerFile& file) {
@@ -199,7 +96,8 @@ void read_added_tokens(const Section& root, IdOfToken& ids, TokenizerFile& file)
   const std::vector<Section> sections = root.sections("added_tokens");
   file.added_tokens.reserve(sections.size());  // ids keeps views of the contents
   for (const Section& section : sections) {
-    const AddedToken& token = file.added_tokens.emplace_back(read_added_token(section));
+    const AddedToken& token = file.added_tokens.emplace_back(
+        read_added_token(section, section.integer("id", {0, kMaxTokenId})));
     const auto [known, is_new] = ids.try_emplace(token.content, next_id);
     if (token.id != known->second)
       section.fail("id", fmt::format("is {}, but the vocabulary makes '{}' {}", token.id,
@@ -396,16 +294,24 @@ void read_tokenizer_config(const Section& config, const IdOfToken& ids, Tokenize
 
 }  // namespace
 
+std::string tokenizer_file_name(const std::filesystem::path& directory) {
+  std::error_code ignored;
+  for (const char* name : {"tokenizer.json", kTiktokenFile})
+    if (std::filesystem::exists(directory / name, ignored)) return name;
+  return "";
+}
+
 TokenizerFile read_tokenizer_file(const std::filesystem::path& directory) {
+  if (tokenizer_file_name(directory) == kTiktokenFile) return read_tiktoken_file(directory);
   TokenizerFile file;
   const std::filesystem::path path = directory / "tokenizer.json";
-  const json tokenizer = read_bounded(path);
+  const json tokenizer = read_tokenizer_json_file(path);
   const IdOfToken ids = read_tokenizer_json(Section(tokenizer, path.string()), file);
 
   const std::filesystem::path config_path = directory / "tokenizer_config.json";
   std::error_code ignored;
   if (std::filesystem::exists(config_path, ignored)) {
-    const json config = read_bounded(config_path);
+    const json config = read_tokenizer_json_file(config_path);
     read_tokenizer_config(Section(config, config_path.string()), ids, file);
   }
   return file;

@@ -1,4 +1,4 @@
-// model/tokenizer_file.h: what tokenizer.json and tokenizer_config.json say, checked.
+// model/tokenizer_file.h: what the files of a tokenizer say, checked.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +13,6 @@
 
 namespace troupe::model {
 
-// Ids lie in [0, kMaxTokenId]; the largest published vocabularies have 2^18 tokens.
-inline constexpr int32_t kMaxTokenId = 1 << 24;
-
 struct TokenizerFile {
   // Tokens as the file spells them, mostly in GPT-2's alphabet for bytes; no id comes twice.
   std::vector<std::pair<std::string, int32_t>> vocabulary;
@@ -27,10 +24,16 @@ struct TokenizerFile {
   // What encoding puts before and after a text when special tokens are asked for.
   std::vector<int32_t> prefix_ids, suffix_ids;
   int32_t bos_token_id = -1;
+  // Texts are encoded in stretches (model/text_chunks.h); 0: whole.
+  size_t max_text_characters = 0, max_run_characters = 0;
 };
 
-// Reads DIR/tokenizer.json and, if present, DIR/tokenizer_config.json. Throws UserError naming file
-// and key for whatever is malformed or not implemented.
+// Reads DIR/tokenizer.json and, if present, DIR/tokenizer_config.json; without it a tiktoken file
+// (model/tiktoken_file.h). Throws UserError naming file and key for whatever is malformed or not
+// implemented.
 TokenizerFile read_tokenizer_file(const std::filesystem::path& directory);
+
+// The name of the file that DIR's tokenizer is read from; empty when there is none.
+std::string tokenizer_file_name(const std::filesystem::path& directory);
 
 }  // namespace troupe::model

@@ -116,42 +116,6 @@ TEST(ReadConfig, AcceptsASectionWhoseKeysAreAllCommentedOut) {
   EXPECT_EQ(error_of("data_config:\n  # seed: 1\nmodel_config:\n  model_path: m\n"), "accepted");
 }
 
-TEST(ReadConfig, LoadsRecipesOfClustersUnchanged) {
-  int count = 0;
-  for (const auto& entry :
-       std::filesystem::directory_iterator(kSource / "tests/launcher/recipes")) {
-    EXPECT_NO_THROW(read_config(entry.path(), {})) << entry.path();
-    ++count;
-  }
-  EXPECT_EQ(count, 8);
-}
-
-TEST(ReadConfig, FillsTheStructFromARecipe) {
-  const Config config =
-      read_config(kSource / "tests/launcher/recipes/decode_mtp_benchmark.yaml", {});
-
-  EXPECT_EQ(config.model.model_name, "deepseek_r1");
-  EXPECT_EQ(config.model.next_n, 1);
-  EXPECT_EQ(config.model.exe_mode, ExeMode::kGraph);
-  EXPECT_TRUE(config.model.force_eplb);
-  EXPECT_EQ(config.model.moe_chunk_max_len, 32768);
-  EXPECT_EQ(config.data.dataset, "InfiniteBench");
-  EXPECT_EQ(config.data.input_truncated_len, 2048);
-  EXPECT_EQ(config.data.temperature, 0.7);
-  EXPECT_EQ(config.data.top_p, 0.9);
-  EXPECT_EQ(config.data.top_k, 20);
-  EXPECT_EQ(config.parallel.world_size, 128);
-  EXPECT_EQ(config.parallel.dense_tp_size, 4);
-  EXPECT_EQ(config.parallel.lmhead_tp_size, 16);
-  EXPECT_EQ(config.parallel.moe_ep_size(), 128);
-  EXPECT_EQ(config.scheduler.batch_size, 3072);
-  EXPECT_EQ(config.scheduler.max_prefill_tokens, 2048);
-  EXPECT_EQ(config.notes.size(), 4u);  // cache compile, MLA prolog, multi streams, super kernel
-  EXPECT_EQ(config.notes[0],
-            "model_config.enable_cache_compile has no effect on a CPU: nothing is compiled while a "
-            "model runs");
-}
-
 TEST(ReadConfig, TheConfigurationsThatShipCanRun) {
   int count = 0;
   for (const auto& entry : std::filesystem::directory_iterator(kSource / "configs")) {

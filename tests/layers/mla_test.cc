@@ -220,6 +220,29 @@ TEST(MlaAttention, ATokenDoesNotDependOnPagingOrBatchOrOnWhenRowsWereWritten) {
   }
 }
 
+TEST(MlaAttention, QueriesThatShareAReadingMayStandAnywhereInTheirSequences) {
+  Sequence s({.num_heads = 5, .kv_lora_rank = 32, .rope_dim = 16, .softmax_scale = 0.3f},
+             KvType::kBf16, 16, 300);
+  s.write(0, 300);
+  const std::vector<int32_t> other = s.table;  // a second sequence with the same rows
+  std::vector<KvQuery> queries;
+  for (const int64_t position : {299, 0, 64, 63, 128, 7, 298, 299, 1, 200})
+    queries.push_back({s.table, position});
+  for (const int64_t position : {17, 250}) queries.push_back({other, position});
+  queries.push_back({s.table, 65});
+  const auto tokens = std::ssize(queries);
+  const Matrix<const float> q(s.q.data(), tokens, s.shape.num_heads * s.width);
+  std::vector<float> expected(tokens * s.shape.num_heads * s.shape.kv_lora_rank);
+  const Matrix<float> want(expected.data(), tokens, s.shape.num_heads * s.shape.kv_lora_rank);
+  reference::mla_attention(s.shape, s.cache, 1, queries, q, want);
+
+  on_every_isa([&] {
+    std::vector<float> got(expected.size());
+    mla_attention(s.shape, s.cache, 1, queries, q, {got.data(), tokens, want.cols});
+    EXPECT_TRUE(equal_bits(got, expected));
+  });
+}
+
 TEST(MlaAttention, HasTheSameBitsForAnyNumberOfThreads) {
   Sequence s({.num_heads = 10, .kv_lora_rank = 32, .rope_dim = 16, .softmax_scale = 0.3f},
              KvType::kBf16, 16, 150);

@@ -255,12 +255,42 @@ TEST(TokenizerFile, NamesTheKeyOfTokenizerConfig) {
 }
 
 TEST(SplitPattern, RefusesWhatPcre2WouldReadDifferently) {
-  for (const char* pattern :
-       {"^a",          "\\ba",        "\\h",      "\\R",     "\\x80",   "\\xg0",      "\\u12",
-        "\\x{110000}", "\\x{d800}",   "\\p{Han}", "\\p{^L}", "\\pL",    "[^\\S]",     "[\\P{L}]",
-        "[a[b]]",      "[[:alpha:]]", "[a&&b]",   "[]a]",    "[a",      "[a-\\s]",    "a{,3}",
-        "a{1,2}+",     "a**",         "*a",       "(?i)a",   "(?i:ss)", "(?i:[a-z])", "(?<n>a)",
-        "(*UTF)a",     "\\1",         "\\",       "\\w",     "a{2}?+"})
+  for (const char* pattern : {"^a",
+                              "\\ba",
+                              "\\h",
+                              "\\R",
+                              "\\x80",
+                              "\\xg0",
+                              "\\u12",
+                              "\\x{110000}",
+                              "\\x{d800}",
+                              "\\p{Greek}",
+                              "\\p{^L}",
+                              "\\pL",
+                              "[^\\S]",
+                              "[\\P{L}]",
+                              "[a[b]]",
+                              "[[:alpha:]]",
+                              "[a&&b]",
+                              "[^a&&[^b]]",
+                              "[a&&[^b&&[^c]]]",
+                              "[a&&[^b]c]",
+                              "[]a]",
+                              "[a",
+                              "[a-\\s]",
+                              "a{,3}",
+                              "a{1,2}+",
+                              "a**",
+                              "*a",
+                              "(?i)a",
+                              "(?i:ss)",
+                              "(?i:[a-z])",
+                              "(?<n>a)",
+                              "(*UTF)a",
+                              "\\1",
+                              "\\",
+                              "\\w",
+                              "a{2}?+"})
     EXPECT_THROW(split_pattern_to_pcre2(pattern), std::invalid_argument) << pattern;
 }
 

@@ -62,6 +62,12 @@ TEST(Tokenizer, GivesTheReferencesIdsWithTheReachablePartOfDeepSeekV3) {
   expect_corpus_ids(tokenizer, vectors("deepseek_v3.json"));
 }
 
+TEST(Tokenizer, GivesTheReferencesIdsWithTheReachablePartOfGptOss) {
+  const Tokenizer tokenizer(source_file("tests/model/tokenizer_vectors/gpt_oss_reduced"));
+
+  expect_corpus_ids(tokenizer, vectors("gpt_oss.json"));
+}
+
 TEST(Tokenizer, GivesTheReferencesIdsAndTextsWithDeepSeekV3) {
   const char* directory = std::getenv("TROUPE_DEEPSEEK_V3_TOKENIZER");
   if (directory == nullptr)
@@ -72,6 +78,42 @@ TEST(Tokenizer, GivesTheReferencesIdsAndTextsWithDeepSeekV3) {
   expect_decodings(tokenizer, vectors("deepseek_v3.json"));
   EXPECT_EQ(tokenizer.vocab_size(), 128815);
   EXPECT_EQ(tokenizer.encode(""), Ids{0});
+}
+
+TEST(Tokenizer, GivesTiktokensIdsWithATiktokenFile) {
+  const Tokenizer tokenizer(source_file("tests/model/tokenizer_vectors/tiktoken_reduced"));
+  const json expected = vectors("tiktoken.json");
+
+  expect_corpus_ids(tokenizer, expected);
+  ASSERT_GE(expected["texts"].size(), 20u);
+  for (size_t i = 0; i < expected["texts"].size(); ++i) {
+    const std::string text = expected["texts"][i];
+    EXPECT_EQ(tokenizer.encode(text), expected["text_ids"][i].get<Ids>()) << text;
+    EXPECT_EQ(tokenizer.decode(tokenizer.encode(text), false), text);
+  }
+}
+
+TEST(Tokenizer, NamesTheSpecialTokensBehindTheRanksOfATiktokenFile) {
+  const Tokenizer tokenizer(source_file("tests/model/tokenizer_vectors/tiktoken_reduced"));
+  const int32_t num_ranks = tokenizer.bos_token_id();  // the first of them
+
+  EXPECT_EQ(tokenizer.vocab_size(), num_ranks + 256);
+  EXPECT_EQ(tokenizer.token_bytes(num_ranks), "[BOS]");
+  EXPECT_EQ(tokenizer.token_bytes(num_ranks + 5),
+            "<|reserved_token_" + std::to_string(num_ranks + 5) + "|>");
+  EXPECT_TRUE(tokenizer.is_special(num_ranks + 3));
+  EXPECT_FALSE(tokenizer.is_special(num_ranks + 11));  // <|tool_calls_section_begin|>
+}
+
+TEST(Tokenizer, EncodesRunsBeyondTheReferencesLimitInParts) {
+  const Tokenizer tokenizer(source_file("tests/model/tokenizer_vectors/tiktoken_reduced"));
+  const std::string part(25'000, 'a');
+
+  Ids twice = tokenizer.encode(part);
+  const Ids once = twice;
+  twice.insert(twice.end(), once.begin(), once.end());
+
+  EXPECT_EQ(tokenizer.encode(part + part), twice);
 }
 
 TEST(Tokenizer, GivesTheReferencesIdsWithEveryVariantOfTheFormat) {

@@ -64,6 +64,14 @@ class LongJob {
     return "";
   }
 
+  bool has_dump() const { return !fs::is_empty(dumps_.path()); }
+  // What it wrote about its failure.
+  json dump() const {
+    std::vector<fs::path> files(fs::directory_iterator(dumps_.path()), {});
+    if (files.size() != 1) throw std::runtime_error(fmt::format("{} dumps", files.size()));
+    return json::parse(model::read_file(files[0]));
+  }
+
   // After the end: no process, none of the files that were asked for, no other file.
   void expect_nothing_left() const {
     EXPECT_TRUE(process_.processes().empty());
@@ -83,6 +91,7 @@ class LongJob {
     json config = configuration(model_path, kWorldSize, "bfloat16");
     config["model_config"]["with_ckpt"] = false;
     config["runtime_config"] = runtime;
+    config["runtime_config"]["dump_dir"] = dumps_.path();
     config["scheduler_config"]["max_new_tokens"] = 60000;
     const bool prefill = stage_ == Stage::kPrefill;
     if (prefill) config["scheduler_config"]["max_prefill_tokens"] = 1;
@@ -114,7 +123,7 @@ class LongJob {
   }
 
   Stage stage_;
-  model::TemporaryDirectory model_, input_, output_;
+  model::TemporaryDirectory model_, input_, output_, dumps_;
   TroupeProcess process_;
 };
 
@@ -175,8 +184,10 @@ TEST_P(KilledRank, EndsTheLaunchWhichNamesItAndLeavesNothing) {
   EXPECT_EQ(ended.status, 3);
   EXPECT_TRUE(
       matches(cause(ended),
-              fmt::format("troupe: rank {} \\(pid {}\\) was killed by SIGKILL \\(signal 9\\) in {}",
+              fmt::format("troupe: rank {0} \\(pid {1}, DP {0}, EP {0}\\) was killed by SIGKILL "
+                          "\\(signal 9\\) in {2}; dump: [^ ]*",
                           rank, pid, job.stage_pattern())));
+  EXPECT_EQ(job.dump().at("failure").at("rank"), rank);
   EXPECT_EQ(ended.out.find('\n'), std::string::npos) << "a line ends a complete answer";
   job.expect_nothing_left();
 }
@@ -210,14 +221,14 @@ TEST(StoppedRank, IsNamedWhenTheTimeLimitHasPassed) {
   const Ended ended = job.process().wait();
 
   EXPECT_EQ(ended.status, 3);
-  // By those that wait for it, or by the launcher if they have done their part of the step.
   EXPECT_TRUE(matches(cause(ended),
-                      "troupe: (rank [013]: .*waited 2000 ms for rank 2.*|"
-                      "no rank made progress for [0-9.]+ s: rank 2 in [^;]*;[^;]*)"));
+                      "troupe: rank 2 \\(pid [0-9]+, DP 2, EP 2\\) is stopped .* in (decode|idle "
+                      "after) step .*; dump: .*"));
   const auto lines = ended.error_lines();
-  ASSERT_GE(lines.size(), 5u);
-  EXPECT_TRUE(matches(lines[lines.size() - 5], "  rank  .* of group [0-9]+ .*doing"));
-  EXPECT_TRUE(matches(lines[lines.size() - 2], "     2  .*(decode step|idle).*"));
+  ASSERT_GE(lines.size(), 6u);
+  EXPECT_EQ(lines.back(), cause(ended)) << "what matters is the last to be read";
+  EXPECT_TRUE(matches(lines[lines.size() - 6], "  rank  .* of group [0-9]+ .*doing"));
+  EXPECT_TRUE(matches(lines[lines.size() - 3], "     2  .*(decode step|idle).*"));
   job.expect_nothing_left();
 }
 
@@ -256,6 +267,7 @@ TEST_P(InterruptedLaunch, EndsWith130AndLeavesNothing) {
   EXPECT_EQ(cause(ended), "troupe: interrupted");
   EXPECT_EQ(ended.out.find('\n'), std::string::npos);
   job.expect_nothing_left();
+  EXPECT_FALSE(job.has_dump()) << "nothing failed";
 }
 
 INSTANTIATE_TEST_SUITE_P(By, InterruptedLaunch,

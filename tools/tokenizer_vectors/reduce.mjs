@@ -1,5 +1,5 @@
 // The part of a tokenizer.json that a corpus can reach: same ids for those texts, a fraction of the
-// size. Added tokens that the corpus does not hold go, too.
+// size. Where there are hundreds of added tokens, those that the corpus does not hold go, too.
 
 export const ALPHABET = (() => {
   const characters = [];
@@ -23,14 +23,15 @@ export function reduce(tokenizer, corpus) {
       for (let length = 1; length <= LONGEST && start + length <= text.length; ++length)
         reachable.add(text.slice(start, start + length));
 
-  const kept = merges.filter((merge) => reachable.has(merge.replace(' ', '')));
+  const parts = (merge) => Array.isArray(merge) ? merge : merge.split(' ');  // the format has both
+  const kept = merges.filter((merge) => reachable.has(parts(merge).join('')));
   const tokens = new Set(ALPHABET);
   for (const merge of kept) {
-    const [left, right] = merge.split(' ');
+    const [left, right] = parts(merge);
     for (const token of [left, right, left + right]) tokens.add(token);
   }
   const added = tokenizer.added_tokens.filter(
-      ({content}) => corpus.some((text) => text.includes(content)));
+      ({content}, _, all) => all.length < 100 || corpus.some((text) => text.includes(content)));
   // In the vocabulary they keep their ids; outside it the reference would number them anew.
   const small = Object.fromEntries(Object.entries(vocab).filter(([token]) => tokens.has(token)));
   for (const {content, id} of added) small[content] = id;
