@@ -253,7 +253,6 @@ std::vector<Key> runtime_keys() {
   };
 }
 
-// Levenshtein's: insertions, deletions and replacements from `a` to `b`.
 // A field's value as the file has it.
 struct ValueText {
   const Key& key;

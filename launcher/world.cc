@@ -14,6 +14,7 @@
 
 #include "actors/actor.h"
 #include "actors/rank.h"
+#include "base/log.h"
 #include "comm/endpoint.h"
 #include "comm/flight_recorder.h"
 #include "launcher/failure.h"
@@ -116,10 +117,12 @@ class World::Impl {
   void start() {
     const auto started = steady_clock::now();
     endpoint_.emplace(world_size());
-    supervisor_.spawn(
-        world_size(),
-        {"--address", endpoint_->address(), "--launcher-pid", std::to_string(::getpid())},
-        {arena_->fd(), weights_fd_.get(), kv_fd_.get(), observation_fd_.get()});
+    std::vector<std::string> arguments = log_options().arguments();
+    for (const std::string& word : {std::string("--address"), endpoint_->address(),
+                                    std::string("--launcher-pid"), std::to_string(::getpid())})
+      arguments.push_back(word);
+    supervisor_.spawn(world_size(), arguments,
+                      {arena_->fd(), weights_fd_.get(), kv_fd_.get(), observation_fd_.get()});
     events_.add(signals_.fd());
     events_.add(endpoint_->poll_fd());
     for (const int fd : supervisor_.poll_fds()) events_.add(fd);
