@@ -9,8 +9,10 @@
 #include <optional>
 
 #include "actors/rank_actors.h"
+#include "base/log.h"
 #include "comm/crash.h"
 #include "comm/endpoint.h"
+#include "layers/isa.h"
 #include "layers/team.h"
 
 namespace troupe::actors {
@@ -100,6 +102,7 @@ class RankProcess {
 
   void tell_failure(const std::string& what, bool user_error) noexcept {
     try {
+      log(LogLevel::kError, "rank", what, {.step = static_cast<int64_t>(step_)});
       if (arena_) arena_->publish_failure(rank_, what);
       flatbuffers::FlatBufferBuilder b;
       link_.send(b, msg::CreateFailedDirect(b, what.c_str(), user_error));
@@ -130,6 +133,9 @@ class RankProcess {
     team_.emplace(team_options(launch_, rank_));
     use_team_.emplace(*team_);
     kv_shape_ = kv_cache_shape(launch_, config_);
+    log(LogLevel::kInfo, "rank",
+        fmt::format("pid {}, {} of {} ranks, {} threads, {}", ::getpid(), rank_, launch_.world_size,
+                    launch_.threads_per_rank, layers::isa_name(layers::active_isa())));
   }
 
   void inject_faults() {
@@ -170,6 +176,10 @@ class RankProcess {
     build_actors(observed);
     const auto elapsed =
         std::chrono::duration_cast<std::chrono::microseconds>(steady_clock::now() - started);
+    log(LogLevel::kInfo, "rank",
+        fmt::format("ready: weights in {:.2f} s, {} KV blocks of {} positions",
+                    static_cast<double>(elapsed.count()) / 1e6, launch_.kv_blocks,
+                    launch_.kv_block_size));
     flatbuffers::FlatBufferBuilder b;
     link_.send(b, msg::CreateReady(b, static_cast<uint64_t>(elapsed.count())));
   }
@@ -199,6 +209,7 @@ class RankProcess {
   }
 
   void serve() {
+    const bool logs_steps = logs(LogLevel::kDebug, "rank");
     comm::Trace* trace = communicator_->trace();
     for (;;) {
       communicator_->enter_step(comm::Stage::kIdle, step_);
@@ -214,6 +225,10 @@ class RankProcess {
       step_ = plan->step();
       communicator_->enter_step(plan->decode() ? comm::Stage::kDecode : comm::Stage::kPrefill,
                                 step_);
+      if (logs_steps)
+        log(LogLevel::kDebug, "rank",
+            fmt::format("{} of {} rows", plan->decode() ? "decode" : "prefill", rows_of(*plan)),
+            {.actor = "rank", .step = static_cast<int64_t>(step_)});
       const comm::TraceSpan span(
           trace, plan->decode() ? comm::TraceOp::kDecode : comm::TraceOp::kPrefill, rows_of(*plan));
       actors_->run_step(envelope);
@@ -222,6 +237,10 @@ class RankProcess {
 
   void say_goodbye() {
     communicator_->enter_step(comm::Stage::kStopping, step_);
+    log(LogLevel::kInfo, "rank",
+        fmt::format("done: {} bytes sent, waited {:.1f} ms", communicator_->bytes_sent(),
+                    static_cast<double>(communicator_->wait_ns()) / 1e6),
+        {.step = static_cast<int64_t>(step_)});
     msg::GoodbyeT goodbye;
     goodbye.rss_kb = memory_kb("Rss");
     goodbye.pss_kb = memory_kb("Pss");

@@ -34,6 +34,13 @@ struct RunArguments {
 // Streams a single prompt's answer to stdout as it comes; several are printed in the order given.
 void run_command(const RunArguments& arguments);
 
+struct ChatArguments {
+  ConfigArguments config;
+  bool raw = false;                     // begins with plain continuation
+  std::filesystem::path chat_template;  // in place of the checkpoint's
+};
+void chat_command(const ChatArguments& arguments);
+
 struct ScoreArguments {
   ConfigArguments config;
   std::filesystem::path text_file;

@@ -3,10 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <numeric>
 #include <utility>
 
 #include "actors/scheduler_limits.h"
+#include "launcher/nearest_name.h"
 
 namespace troupe::launcher {
 namespace {
@@ -253,21 +253,6 @@ std::vector<Key> runtime_keys() {
       runs_only({"True"}, flag(kRuntime, "hugepages", in_runtime<&R::hugepages>)),
       text(kRuntime, "dump_dir", in_runtime<&R::dump_dir>),
   };
-}
-
-// Levenshtein's: insertions, deletions and replacements from `a` to `b`.
-size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), size_t{0});
-  for (size_t i = 0; i < a.size(); ++i) {
-    size_t diagonal = std::exchange(row[0], i + 1);
-    for (size_t j = 0; j < b.size(); ++j) {
-      const size_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({replaced, row[j] + 1, diagonal + 1});
-    }
-  }
-  return row[b.size()];
 }
 
 // A field's value as the file has it.

@@ -1,5 +1,6 @@
 #include "launcher/launch.h"
 
+#include "launcher/prefill_progress.h"
 #include "launcher/rank_memory.h"
 
 namespace troupe::launcher {
@@ -13,8 +14,14 @@ LaunchResult run_launch(const Config& config, const model::ModelConfig& model,
     actors::require_fitting(requests[i], static_cast<int>(i), limits);
   Session session(config, model, load, observe, std::move(callbacks));
   const size_t num_requests = requests.size();
+  int64_t prompt_tokens = 0;
+  for (const actors::Request& request : requests) prompt_tokens += std::ssize(request.prompt);
+  PrefillProgress progress(session, prompt_tokens);
   for (actors::Request& request : requests) session.submit(std::move(request));
-  session.run_until([&] { return session.idle(); });
+  session.run_until([&] {
+    progress.update();
+    return session.idle();
+  });
 
   LaunchResult result{.completions = {},
                       .statistics = session.statistics(),

@@ -1,15 +1,14 @@
 // launcher/main.cc: the command line of `troupe`. Exit statuses: base/error.h.
 
-#include <spdlog/sinks/stdout_color_sinks.h>
-#include <spdlog/spdlog.h>
-
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <string>
 
 #include "actors/rank.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "launcher/bench_command.h"
+#include "launcher/command_docs.h"
 #include "launcher/commands.h"
 #include "launcher/launch.h"
 #include "launcher/supervisor.h"
@@ -64,6 +63,15 @@ void add_run(CLI::App& app, RunArguments& arguments) {
       ->check(CLI::Range(1, 1024));
   command->add_option("--json", arguments.json, "write the report to this file");
   command->callback([&] { run_command(arguments); });
+}
+
+void add_chat(CLI::App& app, ChatArguments& arguments) {
+  CLI::App* command = app.add_subcommand("chat", "talk to the model; reads lines from a pipe too");
+  add_launch(command, arguments.config);
+  command->add_flag("--raw", arguments.raw, "continue plain text, without chat template");
+  command->add_option("--chat-template", arguments.chat_template,
+                      "this Jinja file instead of the checkpoint's");
+  command->callback([&] { chat_command(arguments); });
 }
 
 void add_score(CLI::App& app, ScoreArguments& arguments) {
@@ -240,15 +248,41 @@ void add_rank(CLI::App& app, RankArguments& arguments, int& status) {
   });
 }
 
+void add_command_docs(CLI::App& app, std::string& shell) {
+  app.add_subcommand("man", "print the manual page: troupe man | man -l -")->callback([&app] {
+    fmt::print("{}", man_page(app, TROUPE_VERSION));
+  });
+  CLI::App* command = app.add_subcommand("completion", "print a script that completes commands");
+  command->add_option("shell", shell, "bash")->required()->check(CLI::IsMember({"bash"}));
+  command->callback([&app] { fmt::print("{}", bash_completion(app)); });
+}
+
+void add_log(CLI::App& app, LogOptions& log) {
+  app.add_option("--log-level", log.level, "of the log")
+      ->check(CLI::IsMember(LogOptions::kLevels))
+      ->default_str("info");
+  app.add_option("--log-format", log.format, "lines for people, or JSON")
+      ->check(CLI::IsMember(LogOptions::kFormats))
+      ->default_str("text");
+  app.add_option("--log-subsystems", log.subsystems, "these alone, as scheduler,rank")
+      ->delimiter(',')
+      ->check(CLI::IsMember(LogOptions::kSubsystems));
+  app.add_option("--log-dir", log.directory,
+                 "write launcher.log, rank_N.log of each rank and config.yaml there");
+}
+
 int fail(int status, const std::string& message) {
+  log_to_file(LogLevel::kError, "launcher", message);
   std::fputs(("troupe: " + message + "\n").c_str(), stderr);
   return status;
 }
 
 int parse_and_run(CLI::App& app, int argc, char** argv) {
   int status = kExitOk;
-  std::string log_level = "info";
+  LogOptions log;
+  std::string shell;
   RunArguments run;
+  ChatArguments chat;
   ScoreArguments score;
   VerifyArguments verify;
   TokenizeArguments tokenize;
@@ -263,9 +297,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   TraceArguments trace;
   InspectArguments inspect;
   RankArguments rank;
-  app.add_option("--log-level", log_level, "of stderr")
-      ->check(CLI::IsMember({"debug", "info", "warn", "error", "off"}))
-      ->default_str("info");
+  add_log(app, log);
   app.set_version_flag("--version", std::string("troupe ") + TROUPE_VERSION);
   // Not required of CLI11, which would say of a misspelt command only that there is none.
   app.require_subcommand(0, 1);
@@ -274,12 +306,11 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   });
   app.fallthrough();
   app.parse_complete_callback([&] {
-    spdlog::set_default_logger(spdlog::stderr_color_mt("troupe"));
-    spdlog::set_pattern("%^%l%$ %v");
-    spdlog::set_level(spdlog::level::from_str(log_level));
+    start_log(log, rank.rank);
     layers::active_isa();  // a wrong TROUPE_ISA is told before anything starts
   });
   add_run(app, run);
+  add_chat(app, chat);
   add_score(app, score);
   add_verify(app, verify, status);
   add_tokenize(app, tokenize);
@@ -295,6 +326,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   add_eplb(app, eplb);
   add_trace(app, trace);
   add_inspect(app, inspect);
+  add_command_docs(app, shell);
   add_rank(app, rank, status);
   app.parse(argc, argv);
   return status;

@@ -55,7 +55,8 @@ LaunchNeeds assumed_needs(const Config& config, const model::ModelConfig& model)
 // The limits of ranks that are started: scheduler_limits() with KV pools as large as the memory of
 // the fullest rank allows: mem_fraction_static of device_memory_gb (of the machine's share where
 // that is 0), less weights, windows and activations. Not more than twice what the load needs: as
-// much again keeps prefixes for reuse.
+// much again keeps prefixes for reuse. UserError naming what takes the room where not one block
+// fits.
 actors::SchedulerLimits serving_limits(const Config& config, const model::ModelConfig& model,
                                        const Load& load, uint8_t observe);
 

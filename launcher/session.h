@@ -62,6 +62,7 @@ class Session {
   actors::SchedulerState state() const { return scheduler_.state(); }
   const actors::DraftPolicy& drafts() const { return scheduler_.drafts(); }
   double load_s() const { return world_->load_s(); }
+  std::vector<RankStatus> rank_status() const { return world_->rank_status(); }
 
   // Ends the ranks in order, when idle(); the last call.
   std::vector<RankFigures> shut_down() { return world_->shut_down(); }

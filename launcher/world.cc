@@ -8,12 +8,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
 
 #include "actors/actor.h"
 #include "actors/rank.h"
-#include "comm/arena.h"
+#include "base/log.h"
 #include "comm/endpoint.h"
 #include "comm/flight_recorder.h"
 #include "launcher/failure.h"
@@ -93,6 +94,14 @@ class EventSet {
   Fd epoll_, wake_;
 };
 
+// The second number of /proc/PID/statm; 0 when the process is gone.
+double resident_mb(int pid) {
+  std::ifstream statm(fmt::format("/proc/{}/statm", pid));
+  int64_t total_pages = 0, resident_pages = 0;
+  statm >> total_pages >> resident_pages;
+  return static_cast<double>(resident_pages * ::sysconf(_SC_PAGESIZE)) / (1 << 20);
+}
+
 }  // namespace
 
 class World::Impl {
@@ -113,10 +122,12 @@ class World::Impl {
   void start() {
     const auto started = steady_clock::now();
     endpoint_.emplace(world_size());
-    supervisor_.spawn(
-        world_size(),
-        {"--address", endpoint_->address(), "--launcher-pid", std::to_string(::getpid())},
-        {arena_->fd(), weights_fd_.get(), kv_fd_.get(), observation_fd_.get()});
+    std::vector<std::string> arguments = log_options().arguments();
+    for (const std::string& word : {std::string("--address"), endpoint_->address(),
+                                    std::string("--launcher-pid"), std::to_string(::getpid())})
+      arguments.push_back(word);
+    supervisor_.spawn(world_size(), arguments,
+                      {arena_->fd(), weights_fd_.get(), kv_fd_.get(), observation_fd_.get()});
     events_.add(signals_.fd());
     events_.add(endpoint_->poll_fd());
     for (const int fd : supervisor_.poll_fds()) events_.add(fd);
@@ -140,6 +151,14 @@ class World::Impl {
     return {observation_shape_, observation_memory_.data() + rank * observation_shape_.bytes()};
   }
 
+  std::vector<RankStatus> rank_status() const {
+    std::vector<RankStatus> ranks;
+    for (int rank = 0; rank < world_size(); ++rank) {
+      const int pid = supervisor_.pid(rank);
+      ranks.push_back({rank, pid, arena_->snapshot(rank), resident_mb(pid)});
+    }
+    return ranks;
+  }
   comm::ActivitySnapshot activity(int rank) const { return arena_->snapshot(rank); }
 
   void send_plan(int rank, std::span<const std::byte> bytes) {
@@ -421,6 +440,7 @@ World::World(msg::LaunchT launch, const model::ModelConfig& model, WorldPaths pa
 World::~World() = default;
 double World::load_s() const { return impl_->load_s(); }
 actors::Observation World::observation(int rank) const { return impl_->observation(rank); }
+std::vector<RankStatus> World::rank_status() const { return impl_->rank_status(); }
 comm::ActivitySnapshot World::activity(int rank) const { return impl_->activity(rank); }
 void World::send(int rank, std::span<const std::byte> envelope) {
   impl_->send_plan(rank, envelope);

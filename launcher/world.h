@@ -53,6 +53,13 @@ struct RankFigures {
   std::map<int, std::vector<uint64_t>> expert_load = {};  // actors::ExpertLoad
 };
 
+// What a rank is doing at this moment.
+struct RankStatus {
+  int rank = 0, pid = 0;
+  comm::ActivitySnapshot activity;
+  double rss_mb = 0;
+};
+
 // Directories for what is told of a launch besides its output; none if empty.
 struct WorldPaths {
   std::filesystem::path dump;   // if it fails: flight recorders, stacks
@@ -82,6 +89,8 @@ class World {
   double load_s() const;  // from the spawn to the last rank's Ready
   actors::Observation observation(int rank) const;
   comm::ActivitySnapshot activity(int rank) const;  // what it does at this moment
+
+  std::vector<RankStatus> rank_status() const;  // in order of rank
 
   // To one rank. Each StepPlan is to be answered by one StepDone within the launch's time limit.
   void send(int rank, std::span<const std::byte> envelope);
