@@ -110,12 +110,12 @@ LaunchWatch::LaunchWatch(const json& description, Fd arena)
 
 bool LaunchWatch::ended() const { return ::kill(pid_, 0) != 0; }
 
-RankStatus LaunchWatch::rank_status(int rank) const {
-  RankStatus status{.rank = rank,
-                    .pid = pids_[static_cast<size_t>(rank)],
-                    .role = rank_role(sizes_, rank),
-                    .process = "",
-                    .activity = arena_.snapshot(rank)};
+WatchedRank LaunchWatch::rank_status(int rank) const {
+  WatchedRank status{.rank = rank,
+                     .pid = pids_[static_cast<size_t>(rank)],
+                     .role = rank_role(sizes_, rank),
+                     .process = "",
+                     .activity = arena_.snapshot(rank)};
   status.process = process_state(status.pid);
   status.rss_mb = resident_mb(status.pid);
   if (status.activity.operation == comm::Operation::kNone) return status;
@@ -167,7 +167,7 @@ std::string status_text(const LaunchStatus& status) {
       status.pid, status.up_s, status.command, status.figures.running, status.figures.waiting,
       status.figures.prompt_tokens, status.figures.new_tokens, status.figures.kv_blocks_in_use,
       status.figures.kv_blocks, "rank", "pid", "role", "process", "RSS MiB", "waited");
-  for (const RankStatus& rank : status.ranks) {
+  for (const WatchedRank& rank : status.ranks) {
     text += fmt::format("{:>5} {:>8}  {:<22} {:<9} {:>8.1f} {:>5.0f} %  {}", rank.rank, rank.pid,
                         rank.role, rank.process, rank.rss_mb, rank.waited_for_share * 100,
                         comm::describe(rank.activity));
@@ -175,7 +175,7 @@ std::string status_text(const LaunchStatus& status) {
   }
   for (const int absent : status.absent) {
     std::vector<int> waiters;
-    for (const RankStatus& rank : status.ranks)
+    for (const WatchedRank& rank : status.ranks)
       if (rank.activity.waiting_for == absent) waiters.push_back(rank.rank);
     text += fmt::format("absent: rank {} ({}, in {}), waited for by rank{} {}\n", absent,
                         status.ranks[absent].process, comm::describe(status.ranks[absent].activity),
@@ -189,7 +189,7 @@ std::string status_text(const LaunchStatus& status) {
 
 json status_json(const LaunchStatus& status) {
   json ranks = json::array();
-  for (const RankStatus& rank : status.ranks) {
+  for (const WatchedRank& rank : status.ranks) {
     json entry = activity_json(rank.activity);
     entry.update({{"rank", rank.rank},
                   {"pid", rank.pid},

@@ -12,7 +12,7 @@
 
 namespace troupe::launcher {
 
-struct RankStatus {
+struct WatchedRank {
   int rank = 0, pid = 0;
   std::string role;     // rank_role()
   std::string process;  // "running", "sleeping", "stopped", ...; "gone"
@@ -27,7 +27,7 @@ struct LaunchStatus {
   std::string command;
   double up_s = 0;
   comm::LaunchFigures figures;
-  std::vector<RankStatus> ranks;
+  std::vector<WatchedRank> ranks;
   // Ranks without which others have not got on for all of the time looked at.
   std::vector<int> absent;
   // The rank that the others wait for most, over half of the time: -1 none.
@@ -46,7 +46,7 @@ class LaunchWatch {
  private:
   explicit LaunchWatch(LaunchDescription description);
   explicit LaunchWatch(const nlohmann::json& description, Fd arena);
-  RankStatus rank_status(int rank) const;
+  WatchedRank rank_status(int rank) const;
 
   int pid_;
   std::string command_;
