@@ -62,6 +62,10 @@ class Session {
   actors::SchedulerState state() const { return scheduler_.state(); }
   const actors::DraftPolicy& drafts() const { return scheduler_.drafts(); }
   double load_s() const { return world_->load_s(); }
+  actors::SchedulerState dp_rank_state(int dp_rank) const {
+    return scheduler_.dp_rank_state(dp_rank);
+  }
+  comm::ActivitySnapshot activity(int rank) const { return world_->activity(rank); }
   std::vector<RankStatus> rank_status() const { return world_->rank_status(); }
 
   // Ends the ranks in order, when idle(); the last call.
