@@ -352,9 +352,10 @@ layers::KvCacheShape kv_cache_shape(const msg::LaunchT& launch, const model::Mod
 }
 
 comm::TraceShape trace_shape(const msg::LaunchT& launch, const model::ModelConfig& config) {
+  const model::ParallelLayout layout(parallel_sizes(launch), config);
   return {.num_events = launch.trace_events,
           .num_layers = config.num_hidden_layers + 1,
-          .num_experts = config.n_routed_experts};
+          .num_experts = static_cast<int>(layout.num_physical_experts())};
 }
 
 MoeOptions moe_options(const msg::LaunchT& launch) {

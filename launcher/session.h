@@ -61,6 +61,10 @@ class Session {
   const actors::StepStatistics& statistics() const { return scheduler_.statistics(); }
   actors::SchedulerState state() const { return scheduler_.state(); }
   const actors::DraftPolicy& drafts() const { return scheduler_.drafts(); }
+  actors::SchedulerState dp_rank_state(int dp_rank) const {
+    return scheduler_.dp_rank_state(dp_rank);
+  }
+  comm::ActivitySnapshot activity(int rank) const { return world_->activity(rank); }
   double load_s() const { return world_->load_s(); }
   actors::SchedulerState dp_rank_state(int dp_rank) const {
     return scheduler_.dp_rank_state(dp_rank);

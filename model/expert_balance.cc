@@ -97,9 +97,9 @@ std::vector<double> rank_loads(std::span<const double> load, std::span<const int
   std::vector<double> copies_of(load.size());
   for (const int32_t expert : placement) ++copies_of[expert];
   std::vector<double> loads(num_ranks);
-  const size_t each = placement.size() / num_ranks;
   for (size_t place = 0; place < placement.size(); ++place)
-    loads[place / each] += load[placement[place]] / copies_of[placement[place]];
+    loads[place * num_ranks / placement.size()] +=
+        load[placement[place]] / copies_of[placement[place]];
   return loads;
 }
 

@@ -24,6 +24,7 @@ struct BalanceShape {
 std::vector<int32_t> balanced_placement(std::span<const double> load, const BalanceShape& shape);
 
 // What each rank has to do when an expert's load is shared evenly by its copies. [num_ranks]
+// Ranks hold runs of the placement, of nearly equal length where it cannot be divided by them.
 std::vector<double> rank_loads(std::span<const double> load, std::span<const int32_t> placement,
                                int num_ranks);
 

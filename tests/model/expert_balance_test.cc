@@ -82,6 +82,7 @@ TEST(RankLoads, ShareAnExpertsLoadEvenlyAmongItsCopies) {
   const std::vector<double> load{6, 3, 1};
 
   EXPECT_EQ(rank_loads(load, std::vector<int32_t>{0, 1, 0, 2}, 2), (std::vector<double>{6, 4}));
+  EXPECT_EQ(rank_loads(load, std::vector<int32_t>{0, 1, 2}, 2), (std::vector<double>{9, 1}));
   EXPECT_DOUBLE_EQ(imbalance(std::vector<double>{6, 4}), 1.2);
   EXPECT_DOUBLE_EQ(imbalance(std::vector<double>{0, 0}), 1);
 }

@@ -134,6 +134,18 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"DoubleRouting", {{"world_size", 4}}, 4, "double_routing"}),
     [](const auto& test) { return std::string(test.param.name); });
 
+TEST(RedundantExperts, AreTracedLikeOthers) {
+  json config = config_of(4);
+  const model::TemporaryDirectory directory;
+  config = with_placement(config, placed(generate(config, stories()), config, 8, directory));
+  auto words = command_line("run", config, stories(), directory);
+  words.insert(words.end(), {"--trace", directory.path() / "trace"});
+
+  const Ended ended = run_troupe(words);
+
+  EXPECT_EQ(ended.status, 0) << ended.err;
+}
+
 TEST(RedundantExperts, VerifyAgainstOneRank) {
   json config = config_of(4);
   const model::TemporaryDirectory directory;
