@@ -66,10 +66,6 @@ class Session {
   }
   comm::ActivitySnapshot activity(int rank) const { return world_->activity(rank); }
   double load_s() const { return world_->load_s(); }
-  actors::SchedulerState dp_rank_state(int dp_rank) const {
-    return scheduler_.dp_rank_state(dp_rank);
-  }
-  comm::ActivitySnapshot activity(int rank) const { return world_->activity(rank); }
   std::vector<RankStatus> rank_status() const { return world_->rank_status(); }
 
   // Ends the ranks in order, when idle(); the last call.
