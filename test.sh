@@ -26,7 +26,7 @@ test_release() {
 test_asan() {
   cmake --preset asan -DTROUPE_TESTS=ON
   cmake --build --preset asan --target base_tests layers_tests comm_tests model_tests actors_tests \
-    launcher_tests fuzz_tests
+    launcher_tests serve_tests fuzz_tests
   ctest --test-dir build/asan -j2 --output-on-failure -L unit
 }
 

@@ -1,6 +1,7 @@
 #include "serve/served_model.h"
 
 #include "base/error.h"
+#include "launcher/requests.h"
 #include "serve/request_fields.h"
 
 namespace troupe::serve {
@@ -8,9 +9,11 @@ namespace troupe::serve {
 namespace {
 
 model::Tokenizer read_tokenizer(const std::filesystem::path& directory) {
-  if (!std::filesystem::exists(directory / "tokenizer.json"))
-    throw_user_error("{}: has no tokenizer.json; a server needs one", directory.string());
-  return model::Tokenizer(directory);
+  auto tokenizer = launcher::find_tokenizer(directory);
+  if (!tokenizer)
+    throw_user_error("{}: has no tokenizer.json or tiktoken.model; a server needs one",
+                     directory.string());
+  return std::move(*tokenizer);
 }
 
 constexpr const char* kMark = "mark";
