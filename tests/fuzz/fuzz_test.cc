@@ -1,6 +1,8 @@
-// Replays the corpus of each target, and mutations of it from a fixed seed.
+// Replays the corpus of each target, and mutations of it from a fixed seed: 400, or as many as
+// TROUPE_FUZZ_MUTATIONS says.
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <random>
 
 #include "actors/messages/message_generated.h"
@@ -81,6 +83,11 @@ std::string mutated(std::string text, const std::vector<std::string>& inputs,
     }
   }
   return text;
+}
+
+int num_mutations() {
+  const char* wanted = std::getenv("TROUPE_FUZZ_MUTATIONS");
+  return wanted == nullptr ? 400 : std::max(1, std::atoi(wanted));
 }
 
 class Fuzz : public testing::TestWithParam<Target> {

@@ -247,7 +247,7 @@ TEST(Convert, RefusesWhatHasNothingToConvert) {
                     converted(directory, QuantMode::kBfloat16,
                               source_file("tests/goldens/ds3-tiny-bf16"));
                   }),
-                  "holds no fp8 weights");
+                  "holds no fp8, fp16 or MXFP4 weights");
   EXPECT_FALSE(fs::exists(directory.path() / "out"));
 }
 

@@ -49,10 +49,11 @@ TEST_F(FaultyCheckpoint, WrongShapesAndTypesAreNamed) {
                     t[o_proj_ + "_scale_inv"].shape = {4, 1};
                   }),
                   "tensor '" + o_proj_ + "_scale_inv' has shape [4, 1]");
-  EXPECT_CONTAINS(error_of([&](Tensors& t) { t["lm_head.weight"].dtype = "F16"; }),
-                  "tensor 'lm_head.weight' has type F16; supported here: BF16, F32, F8_E4M3");
-  EXPECT_CONTAINS(error_of([&](Tensors& t) { t["model.norm.weight"].dtype = "F16"; }),
-                  "tensor 'model.norm.weight' has type F16; supported here: BF16, F32");
+  EXPECT_CONTAINS(
+      error_of([&](Tensors& t) { t["lm_head.weight"].dtype = "I16"; }),
+      "tensor 'lm_head.weight' has type other; supported here: BF16, F16, F32, F8_E4M3");
+  EXPECT_CONTAINS(error_of([&](Tensors& t) { t["model.norm.weight"].dtype = "I16"; }),
+                  "tensor 'model.norm.weight' has type other; supported here: BF16, F16, F32");
   EXPECT_CONTAINS(error_of([&](Tensors& t) { t[o_proj_ + "_scale_inv"].dtype = "I32"; }),
                   "tensor '" + o_proj_ + "_scale_inv' has type I32; scales must be F32");
 }
