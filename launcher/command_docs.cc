@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <set>
 #include <vector>
 
 namespace troupe::launcher {
@@ -65,10 +67,30 @@ void add_words(const CLI::App& app, const std::string& path, std::string& script
     add_words(*command, path + ' ' + command->get_name(), script);
 }
 
+// Branches of a `case` on the option before the word: those with a list of values, "{a,b}" in the
+// name of their type.
+void add_choices(const CLI::App& app, std::set<std::string>& done, std::string& script) {
+  for (const CLI::Option* option : shown_options(app)) {
+    const std::string type = option->get_type_name();
+    const size_t open = type.find('{'), close = type.find('}');
+    if (open == std::string::npos || close == std::string::npos || option->get_lnames().empty())
+      continue;
+    const std::string name = option->get_lnames().front();
+    if (!done.insert(name).second) continue;
+    std::string words = type.substr(open + 1, close - open - 1);
+    std::ranges::replace(words, ',', ' ');
+    script += fmt::format("    --{}) words=\"{}\" ;;\n", name, words);
+  }
+  for (const CLI::App* command : shown_commands(app)) add_choices(*command, done, script);
+}
+
+// "run|bench|moe": whatever is a command somewhere.
 std::string command_names(const CLI::App& app) {
   std::string names;
-  for (const CLI::App* command : shown_commands(app))
-    names += command->get_name() + '|' + command_names(*command);
+  for (const CLI::App* command : shown_commands(app)) {
+    names += (names.empty() ? "" : "|") + command->get_name();
+    if (const std::string nested = command_names(*command); !nested.empty()) names += '|' + nested;
+  }
   return names;
 }
 
@@ -97,14 +119,15 @@ std::string man_page(const CLI::App& app, const std::string& version) {
 }
 
 std::string bash_completion(const CLI::App& app) {
-  std::string cases;
-  add_words(app, "troupe", cases);
-  std::string names = command_names(app);
-  if (!names.empty()) names.pop_back();
+  std::string words, choices;
+  std::set<std::string> done;
+  add_words(app, "troupe", words);
+  add_choices(app, done, choices);
   return fmt::format(
       R"(# bash completion of troupe; made by `troupe completion bash`
 _troupe() {{
-  local word=${{COMP_WORDS[COMP_CWORD]}} path=troupe words="" i
+  local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD - 1]}}
+  local path=troupe words="" i
   for ((i = 1; i < COMP_CWORD; ++i)); do
     case ${{COMP_WORDS[i]}} in
       {}) path+=" ${{COMP_WORDS[i]}}" ;;
@@ -112,12 +135,16 @@ _troupe() {{
   done
   case $path in
 {}  esac
-  COMPREPLY=($(compgen -W "$words" -- "$word"))
-  if [[ $word != -* && ${{COMP_WORDS[COMP_CWORD - 1]}} == -* ]]; then COMPREPLY=(); fi
+  if [[ $word != -* && $before == -* ]]; then
+    words=""
+    case $before in
+{}    esac
+  fi
+  mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")
 }}
 complete -o default -F _troupe troupe
 )",
-      names, cases);
+      command_names(app), words, choices);
 }
 
 }  // namespace troupe::launcher

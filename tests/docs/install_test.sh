@@ -36,4 +36,6 @@ complete_words() (
 [[ $(complete_words troupe to) == tokenize ]] || fail "to: $(complete_words troupe to)"
 [[ $(complete_words troupe bench dec) == decode ]] || fail "bench dec"
 [[ $(complete_words troupe run --prompt-f) == --prompt-file ]] || fail "run --prompt-f"
+[[ $(complete_words troupe --log-level wa) == warn ]] || fail "--log-level wa"
+[[ -z $(complete_words troupe run --prompt-file co) ]] || fail "files are bash's own business"
 [[ -z $(complete_words troupe rank --laun) ]] || fail "rank is for the launcher alone"
