@@ -4,13 +4,18 @@ set -euo pipefail
 
 root=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 build=$root/build/release
-yaml=$root/configs/tiny_moe.yaml
+# shellcheck source=set_env.sh
+source "$root/set_env.sh"
+yaml=
+model=
+mode=offline
+command=run
 settings=()  # options that this script adds; those of the command line come after them and win
 options=()
 
 usage() {
   cat <<'TEXT'
-./infer.sh [--yaml FILE] [options of troupe run]
+./infer.sh [--model NAME] [--yaml FILE] [--mode offline|online] [--chat] [options of troupe]
 
 Installs missing Debian packages, builds Troupe (build/release) and runs a configuration: without
 --yaml configs/tiny_moe.yaml, which continues the stories of configs/prompts.json on 4 ranks.
@@ -18,7 +23,17 @@ Paths are relative to the current directory, those inside the files of configs/ 
 
   ./infer.sh --prompt "Once upon a time"
   ./infer.sh --yaml configs/tiny_moe_rank_8_8ep.yaml --set model_config.next_n=0
+  ./infer.sh --chat                     talk to the model (troupe chat)
+  ./infer.sh --mode online --port 8000  OpenAI-compatible HTTP (troupe serve)
   build/release/troupe run --help       all options, once built
+
+--model NAME  the configuration configs/NAME.yaml, or the only configs/NAME_*.yaml; --yaml FILE is
+              then also looked for in configs/. A checkpoint NAME in MODELS_PATH (set_env.sh) is used.
+--mode        offline: troupe run (or chat); online: troupe serve, one instance for prefill and
+              decode
+
+Logs of the launcher and of each rank, the configuration as it was understood and the report of a
+run go to res/<time>/. set_env.sh says where, and where checkpoints are.
 
 Environment, each the --set option (or option) on its right:
   WORLD_SIZE              parallel_config.world_size
@@ -30,7 +45,7 @@ Environment, each the --set option (or option) on its right:
   HCCL_BUFFSIZE           runtime_config.comm_buffer_mb
   HCCL_DETERMINISTIC      runtime_config.deterministic (true, false or strict)
   HCCL_OP_EXPANSION_MODE  runtime_config.comm_mode (AIV: inline; AI_CPU, HOST, HOST_TS: thread)
-  TOKENIZER_MODE          default, or chat: --chat
+  TOKENIZER_MODE          default, or chat: --chat of troupe run
 TEXT
 }
 
@@ -39,20 +54,82 @@ die() {
   exit 2
 }
 
+# value_of OPTION REST...: into $value what stands behind OPTION.
+value_of() {
+  case $1 in
+    --*=*) value=${1#*=} taken=1 ;;
+    *)
+      (($# >= 2)) || die "$1: a value must follow"
+      value=$2 taken=2
+      ;;
+  esac
+}
+
 read_arguments() {
+  local value taken
   while (($#)); do
+    taken=1
     case $1 in
       -h | --help) usage && exit 0 ;;
-      --yaml | --config)
-        (($# >= 2)) || die "$1: a file must follow"
-        yaml=$2
-        shift
+      --yaml | --config | --yaml=* | --config=*) value_of "$@" && yaml=$value ;;
+      --model | --model=*) value_of "$@" && model=$value ;;
+      --mode | --mode=*) value_of "$@" && mode=$value ;;
+      --pd-role | --pd-role=* | --p-yaml-name* | --d-yaml-name* | --engine-backend*)
+        die "${1%%=*}: prefill and decode share one instance in this version; leave it out"
         ;;
-      --yaml=* | --config=*) yaml=${1#*=} ;;
+      --chat) command=chat ;;
       *) options+=("$1") ;;
     esac
-    shift
+    shift "$taken"
   done
+}
+
+check_arguments() {
+  case $mode in
+    offline) ;;
+    online)
+      [[ $command == run ]] || die "--chat goes with --mode offline"
+      command=serve
+      ;;
+    *) die "--mode $mode: expected offline or online" ;;
+  esac
+  ((${#IPs[@]} == 1)) ||
+    die "set_env.sh: IPs has ${#IPs[@]} addresses; this version runs on one machine, name only that"
+}
+
+find_yaml() {
+  if [[ -z $yaml && -z $model ]]; then
+    yaml=$root/configs/tiny_moe.yaml
+  elif [[ -n $yaml ]]; then
+    if [[ -n $model && ! -e $yaml && -e $root/configs/$yaml ]]; then yaml=$root/configs/$yaml; fi
+  elif [[ -e $root/configs/$model.yaml ]]; then
+    yaml=$root/configs/$model.yaml
+  else
+    local found=("$root/configs/$model"_*.yaml)
+    [[ -e ${found[0]} ]] ||
+      die "--model $model: no configs/$model.yaml and no configs/${model}_*.yaml; give --yaml FILE"
+    ((${#found[@]} == 1)) || die "--model $model: which --yaml of ${found[*]##*/}?"
+    yaml=${found[0]}
+  fi
+}
+
+use_checkpoint() {
+  if [[ -n $model && -n $MODELS_PATH && -d $MODELS_PATH/$model ]]; then
+    set_key model_config.model_path "$MODELS_PATH/$model"
+  fi
+}
+
+# A directory of its own for what this launch leaves behind.
+make_results() {
+  local directory
+  directory=$RESULTS_PATH/$(date +%Y%m%d_%H%M%S)
+  mkdir -p "$RESULTS_PATH" 2>/dev/null || die "RESULTS_PATH $RESULTS_PATH: cannot be made"
+  mkdir "$directory" 2>/dev/null || { directory+=_$$ && mkdir "$directory"; }
+  settings+=(--log-dir "$directory")
+  if [[ $command == run && " ${options[*]} " != *" --json"[\ =]* ]]; then
+    settings+=(--json "$directory/report.json")
+  fi
+  echo "infer.sh: logs in $directory" >&2
 }
 
 set_key() { settings+=(--set "$1=$2"); }
@@ -94,7 +171,7 @@ read_environment() {
   esac
   case ${TOKENIZER_MODE:-} in
     "" | default) ;;
-    chat) settings+=(--chat) ;;
+    chat) [[ $command != run ]] || settings+=(--chat) ;;
     *) die "TOKENIZER_MODE=$TOKENIZER_MODE: expected default or chat" ;;
   esac
 }
@@ -110,8 +187,12 @@ build() {
 }
 
 read_arguments "$@"
+check_arguments
+find_yaml
 anchor_paths
+use_checkpoint
 read_environment
 "$root/tools/install_packages.sh"
 build
-exec "$build/troupe" run --config "$yaml" "${settings[@]}" "${options[@]}"
+make_results
+exec "$build/troupe" "$command" --config "$yaml" "${settings[@]}" "${options[@]}"

@@ -26,7 +26,7 @@ test_release() {
 test_asan() {
   cmake --preset asan -DTROUPE_TESTS=ON
   cmake --build --preset asan --target base_tests layers_tests comm_tests model_tests actors_tests \
-    launcher_tests
+    launcher_tests serve_tests fuzz_tests
   ctest --test-dir build/asan -j2 --output-on-failure -L unit
 }
 
@@ -40,7 +40,8 @@ test_tsan() {
 (($# <= 1)) || { usage >&2 && exit 2; }
 case ${1:-} in
   -h | --help) usage && exit 0 ;;
-  "" | --quick | --layouts | --asan | --tsan | --all) tools/install_packages.sh ;;
+  "" | --all) tools/install_packages.sh --browser ;;
+  --quick | --layouts | --asan | --tsan) tools/install_packages.sh ;;
   *) usage >&2 && exit 2 ;;
 esac
 case ${1:-} in

@@ -60,6 +60,9 @@ void sum_answers(int count, const TermAt& term, int64_t first, std::span<float> 
 Matrix<const float> as_bits(Matrix<const int32_t> ids) {
   return {reinterpret_cast<const float*>(ids.data), ids.rows, ids.cols, ids.stride};
 }
+Matrix<const int32_t> as_ids(Matrix<const float> bits) {
+  return {reinterpret_cast<const int32_t*>(bits.data), bits.rows, bits.cols, bits.stride};
+}
 
 }  // namespace
 
@@ -78,7 +81,8 @@ MoeActor::MoeActor(Mailbox& mailbox, const RankContext& context)
                       : context.bf16()         ? PayloadFormat::kBf16
                                                : PayloadFormat::kF32),
       // Parts of an expert's row meet in fp32; a whole one is rounded by the expert.
-      result_format_(moe_tp_rows_.size() > 1 ? RowFormat::kF32 : context.row_format()) {
+      result_format_(moe_tp_rows_.size() > 1 ? RowFormat::kF32 : context.row_format()),
+      copies_(context.layout, context.config) {
   const model::ModelConfig& c = context_.config;
   const auto rows = [&](int64_t count, int64_t cols) {
     return context_.workspace.allocate(count, cols);
@@ -99,6 +103,7 @@ MoeActor::MoeActor(Mailbox& mailbox, const RankContext& context)
 
 void MoeActor::allocate_for_experts() {
   const model::ModelConfig& c = context_.config;
+  const model::ParallelLayout& layout = context_.layout;
   const auto rows = [&](int64_t count, int64_t cols) {
     return context_.workspace.allocate(count, cols);
   };
@@ -107,7 +112,7 @@ void MoeActor::allocate_for_experts() {
   const int64_t union_rows = chunk_rows_ * moe_tp;
   const size_t packed = payload_bytes(payload_format_, c.hidden_size);
   exchange_ = make_exchange(context_.groups->expert_parallel, context_.moe.double_routing,
-                            {.num_experts = c.n_routed_experts,
+                            {.num_experts = static_cast<int>(layout.num_physical_experts()),
                              .topk = c.gate.topk,
                              .row_bytes = packed,
                              .result_bytes = c.hidden_size * element_bytes(result_format_),
@@ -124,6 +129,11 @@ void MoeActor::allocate_for_experts() {
   gate_up_jobs_.reserve(kExpertRows);
   gate_up_biases_.reserve(kExpertRows);
   down_jobs_.reserve(kExpertRows);
+  physical_ids_ = rows(union_rows, c.gate.topk);
+  if (moe_tp_rows_.group().rank() == 0)
+    for (const int layer : model::moe_layers(c))
+      if (layer < context_.mtp_layer() || context_.weights.mtp)
+        expert_load_[layer].resize(exchange_->num_local_experts());
   payload_ = rows(union_rows, static_cast<int64_t>(packed / sizeof(float)));
   if (per_rank()) partial_sums_ = rows(union_rows * ep, c.hidden_size);
   if (moe_tp > 1) {
@@ -135,6 +145,7 @@ void MoeActor::allocate_for_experts() {
 }
 
 void MoeActor::on(const msg::StepPlan& plan) {
+  step_ = static_cast<int64_t>(plan.step());
   observe_router_ = (plan.observe() & static_cast<uint8_t>(msg::Observe::Router)) != 0;
 }
 
@@ -199,6 +210,7 @@ void MoeActor::route(const model::MoeWeights& weights, int layer, Matrix<const f
                  Rounding::kNone);
   if (!weights.router_bias.empty()) layers::add_bias(logits, weights.router_bias, Rounding::kNone);
   layers::topk_gate(context_.config.gate, logits, weights.gate_bias, ids, scores);
+  if (context_.moe.force_eplb) force_balance(ids);
   const Matrix<int32_t> order = workspace.ints(first_rows(expert_order_, normed.rows));
   for (int64_t r = 0; r < order.rows; ++r) {
     const std::span<int32_t> row(order.row(r), static_cast<size_t>(order.cols));
@@ -212,6 +224,20 @@ void MoeActor::route(const model::MoeWeights& weights, int layer, Matrix<const f
   }
 }
 
+// Choices are dealt out to the ranks in turn, and on each rank to its experts: where all ranks have
+// as many rows, no rank and no expert gets more than one above any other.
+void MoeActor::force_balance(Matrix<int32_t> ids) const {
+  const int64_t experts = context_.config.n_routed_experts;
+  const int64_t ep = context_.groups->expert_parallel.size(), each = experts / ep;
+  const comm::Communicator& world = context_.communicator;
+  int64_t choice = (step_ * world.world_size() + world.world_rank()) * ids.rows * ids.cols;
+  for (int64_t t = 0; t < ids.rows; ++t)
+    for (int64_t j = 0; j < ids.cols; ++j, ++choice) {
+      const int64_t turn = choice % experts;
+      ids.row(t)[j] = static_cast<int32_t>(turn % ep * each + turn / ep);
+    }
+}
+
 int64_t MoeActor::max_own_rows(const msg::FeedForward& message) const {
   if (!context_.layout.uses_tensor_parallelism()) return message.max_rows();
   const Matrix<int32_t> rows = context_.workspace.ints(*message.world_rows());
@@ -223,6 +249,7 @@ void MoeActor::run_moe(const msg::FeedForward& message, const model::MoeWeights&
   const Matrix<float> hidden = context_.workspace.floats(*message.hidden());
   const Matrix<int32_t> world_rows = context_.workspace.ints(*message.world_rows());
   down_bias_ = weights.down_bias;
+  layer_ = message.layer();
   route(weights, message.layer(), normed);
   run_shared_expert(weights, normed);
   const int64_t max_rows = max_own_rows(message);
@@ -253,13 +280,25 @@ void MoeActor::run_whole_shared_expert(const model::MoeWeights& weights, Matrix<
   round_rows(partial, out, context_.rounding);
 }
 
+// The ids of the experts' copies that the rows of a chunk go to.
+Matrix<const int32_t> MoeActor::choose_copies(Matrix<const int32_t> ids) {
+  if (copies_.empty()) return ids;
+  const Matrix<int32_t> chosen = context_.workspace.ints(first_rows(physical_ids_, ids.rows));
+  const int64_t first_turn = step_ + context_.groups->expert_parallel.rank();
+  for (int64_t r = 0; r < ids.rows; ++r)
+    for (int64_t j = 0; j < ids.cols; ++j)
+      chosen.row(r)[j] = copies_.physical(layer_, ids.row(r)[j], first_turn + r);
+  return chosen;
+}
+
 comm::MoeExchange::Tokens MoeActor::chunk_tokens(Matrix<const float> own, int64_t first) {
   const auto span = context_.span(TraceOp::kPackRows, own.rows);
   const Workspace& workspace = context_.workspace;
   Matrix<const float> rows = moe_tp_rows_.gather(own, context_.row_format());
   const Matrix<const int32_t> own_ids =
       Matrix<const int32_t>(workspace.ints(topk_ids_)).rows_from(first, own.rows);
-  const Matrix<const float> ids = moe_tp_ids_.gather(as_bits(own_ids), RowFormat::kF32);
+  const Matrix<const int32_t> ids =
+      choose_copies(as_ids(moe_tp_ids_.gather(as_bits(own_ids), RowFormat::kF32)));
   Matrix<const float> weights =
       Matrix<const float>(workspace.floats(topk_weights_)).rows_from(first, own.rows);
   if (per_rank()) weights = moe_tp_weights_.gather(weights, RowFormat::kF32);
@@ -274,7 +313,7 @@ comm::MoeExchange::Tokens MoeActor::chunk_tokens(Matrix<const float> own, int64_
   return {.rows = reinterpret_cast<const std::byte*>(payload.data),
           .row_stride = payload.stride * static_cast<int64_t>(sizeof(float)),
           .count = rows.rows,
-          .topk_ids = {reinterpret_cast<const int32_t*>(ids.data), choices},
+          .topk_ids = {ids.data, choices},
           .weights = {weights.data, per_rank() ? choices : 0}};
 }
 
@@ -285,9 +324,10 @@ void MoeActor::run_chunk(const model::MoeWeights& weights, Matrix<const float> n
   comm::MoeExchange::Tokens tokens = chunk_tokens(own, first);
   int64_t done = 0;
   do {
-    const int64_t taken = exchange_->start_dispatch(tokens);
+    exchange_->start_dispatch(tokens);
     if (done == 0) run_whole_shared_expert(weights, own, shared);
     exchange_->finish_dispatch();
+    const int64_t taken = exchange_->taken();
     run_experts(weights);
     exchange_->start_combine();
     exchange_->finish_combine();
@@ -299,13 +339,18 @@ void MoeActor::run_chunk(const model::MoeWeights& weights, Matrix<const float> n
 }
 
 void MoeActor::run_experts(const model::MoeWeights& weights) {
-  const auto span = context_.span(TraceOp::kExperts, exchange_->total_arrivals());
+  const comm::TraceSpan span(context_.communicator.trace(), TraceOp::kExperts,
+                             exchange_->total_arrivals());
   count_expert_rows();
   const Matrix<float> sums = context_.workspace.floats(partial_sums_);
   const int sources = context_.groups->expert_parallel.size();
   if (per_rank()) std::fill_n(sums.data, exchange_->first_result(sources) * sums.cols, 0.0f);
-  for (int e = 0; e < exchange_->num_local_experts(); ++e)
-    add_expert_rows(weights.experts[e], exchange_->arrivals(e));
+  const auto load = expert_load_.find(layer_);
+  for (int e = 0; e < exchange_->num_local_experts(); ++e) {
+    const auto arrivals = exchange_->arrivals(e);
+    add_expert_rows(weights.experts[e], arrivals);
+    if (load != expert_load_.end()) load->second[e] += arrivals.size();
+  }
   run_expert_rows();
   if (!per_rank()) return;
   for (int source = 0; source < sources; ++source)

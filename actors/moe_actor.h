@@ -1,8 +1,8 @@
 // actors/moe_actor.h: the feed-forward part of every layer: dense MLPs, and one expert-parallel
 // rank.
 //
-// Owns      this rank's experts of every MoE layer (or its part of their width), and the exchange
-//           that moves rows to experts.
+// Owns      this rank's experts of every MoE layer (or its part of their width), the exchange
+//           that moves rows to experts, and the count of rows that each of them has computed.
 // Hears     StepPlan (which observations are wanted), FeedForward from the attention actor.
 // Says      FeedForwardDone.
 //
@@ -17,11 +17,13 @@
 //           on which experts live together
 #pragma once
 
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
 
 #include "actors/actor.h"
+#include "actors/expert_copies.h"
 #include "actors/rank_context.h"
 #include "actors/row_exchange.h"
 #include "actors/token_payload.h"
@@ -30,9 +32,15 @@
 
 namespace troupe::actors {
 
+// By layer index: the rows that each of a rank's physical experts has computed. Of ranks that hold
+// parts of the same experts (moe_tp) only the first counts.
+using ExpertLoad = std::map<int, std::vector<uint64_t>>;
+
 class MoeActor final : public Actor {
  public:
   MoeActor(Mailbox& mailbox, const RankContext& context);
+
+  const ExpertLoad& expert_load() const { return expert_load_; }
 
  private:
   void on(const msg::StepPlan& plan) override;
@@ -47,11 +55,13 @@ class MoeActor final : public Actor {
   void activate(Matrix<const float> gate_up, Matrix<float> out);
   void run_moe(const msg::FeedForward& message, const model::MoeWeights& weights);
   void route(const model::MoeWeights& weights, int layer, Matrix<const float> normed);
+  void force_balance(Matrix<int32_t> ids) const;
   // Rows [first, first + count) of the layer's own rows: dispatch -> experts -> combine, in rounds.
   void run_chunk(const model::MoeWeights& weights, Matrix<const float> normed, Matrix<float> hidden,
                  int64_t first, int64_t count);
   // The rows of all moe_tp ranks, packed, with their choices.
   comm::MoeExchange::Tokens chunk_tokens(Matrix<const float> own, int64_t first);
+  Matrix<const int32_t> choose_copies(Matrix<const int32_t> ids);
   void run_shared_expert(const model::MoeWeights& weights, Matrix<const float> rows);
   // The shared expert of a chunk, where it is whole on every rank: computed while rows travel.
   void run_whole_shared_expert(const model::MoeWeights& weights, Matrix<const float> own,
@@ -92,9 +102,14 @@ class MoeActor final : public Actor {
   std::vector<layers::LinearJob> gate_up_jobs_, down_jobs_;  // one per expert among them
   std::vector<std::span<const float>> gate_up_biases_;       // of the same experts
   std::span<const float> down_bias_;                         // of the layer
-  std::vector<int32_t> chunk_rows_of_, answer_rows_of_;      // [world], of a chunk, of a round
+  int layer_ = 0;
+  int64_t step_ = 0;
+  ExpertCopies copies_;
+  ExpertLoad expert_load_;
+  std::vector<int32_t> chunk_rows_of_, answer_rows_of_;  // [world], of a chunk, of a round
 
   msg::Tensor gate_logits_, topk_ids_, topk_weights_;  // [max_rows, ...] own rows
+  msg::Tensor physical_ids_;                 // [rows of a chunk, topk] of all moe_tp ranks
   msg::Tensor expert_order_;                 // [max_rows, topk] of topk_ids, by ascending expert
   msg::Tensor gate_up_, activated_;          // [rows of the widest group, ...]
   msg::Tensor mlp_partial_;                  // the same, [.., hidden]

@@ -9,8 +9,10 @@
 #include <optional>
 
 #include "actors/rank_actors.h"
+#include "base/log.h"
 #include "comm/crash.h"
 #include "comm/endpoint.h"
+#include "layers/isa.h"
 #include "layers/team.h"
 
 namespace troupe::actors {
@@ -100,6 +102,7 @@ class RankProcess {
 
   void tell_failure(const std::string& what, bool user_error) noexcept {
     try {
+      log(LogLevel::kError, "rank", what, {.step = static_cast<int64_t>(step_)});
       if (arena_) arena_->publish_failure(rank_, what);
       flatbuffers::FlatBufferBuilder b;
       link_.send(b, msg::CreateFailedDirect(b, what.c_str(), user_error));
@@ -123,13 +126,16 @@ class RankProcess {
         Fd(descriptors_.arena), {launch_.world_size, static_cast<size_t>(launch_.comm_buffer_bytes),
                                  trace_shape(launch_, config_)});
     comm::install_crash_handler(*arena_, rank_);
-    communicator_.emplace(*arena_, rank_, timeout);
+    communicator_.emplace(*arena_, rank_, timeout, comm_options(launch_));
     inject_faults();
     layout_.emplace(parallel_sizes(launch_), config_);
     options_ = weight_options(launch_);
     team_.emplace(team_options(launch_, rank_));
     use_team_.emplace(*team_);
     kv_shape_ = kv_cache_shape(launch_, config_);
+    log(LogLevel::kInfo, "rank",
+        fmt::format("pid {}, {} of {} ranks, {} threads, {}", ::getpid(), rank_, launch_.world_size,
+                    launch_.threads_per_rank, layers::isa_name(layers::active_isa())));
   }
 
   void inject_faults() {
@@ -170,6 +176,10 @@ class RankProcess {
     build_actors(observed);
     const auto elapsed =
         std::chrono::duration_cast<std::chrono::microseconds>(steady_clock::now() - started);
+    log(LogLevel::kInfo, "rank",
+        fmt::format("ready: weights in {:.2f} s, {} KV blocks of {} positions",
+                    static_cast<double>(elapsed.count()) / 1e6, launch_.kv_blocks,
+                    launch_.kv_block_size));
     flatbuffers::FlatBufferBuilder b;
     link_.send(b, msg::CreateReady(b, static_cast<uint64_t>(elapsed.count())));
   }
@@ -189,11 +199,17 @@ class RankProcess {
                               .max_sequences = launch_.max_sequences,
                               .max_drafts = launch_.max_drafts,
                               .moe = moe_options(launch_)};
-    actors_.emplace(context,
-                    [this](int, std::span<const std::byte> bytes) { link_.send_bytes(bytes); });
+    actors_.emplace(context, [this](int, std::span<const std::byte> bytes) { send_answer(bytes); });
+  }
+
+  void send_answer(std::span<const std::byte> bytes) {
+    const comm::TraceSpan span(communicator_->trace(), comm::TraceOp::kSendAnswer, 0,
+                               std::ssize(bytes));
+    link_.send_bytes(bytes);
   }
 
   void serve() {
+    const bool logs_steps = logs(LogLevel::kDebug, "rank");
     comm::Trace* trace = communicator_->trace();
     for (;;) {
       communicator_->enter_step(comm::Stage::kIdle, step_);
@@ -209,6 +225,10 @@ class RankProcess {
       step_ = plan->step();
       communicator_->enter_step(plan->decode() ? comm::Stage::kDecode : comm::Stage::kPrefill,
                                 step_);
+      if (logs_steps)
+        log(LogLevel::kDebug, "rank",
+            fmt::format("{} of {} rows", plan->decode() ? "decode" : "prefill", rows_of(*plan)),
+            {.actor = "rank", .step = static_cast<int64_t>(step_)});
       const comm::TraceSpan span(
           trace, plan->decode() ? comm::TraceOp::kDecode : comm::TraceOp::kPrefill, rows_of(*plan));
       actors_->run_step(envelope);
@@ -217,10 +237,22 @@ class RankProcess {
 
   void say_goodbye() {
     communicator_->enter_step(comm::Stage::kStopping, step_);
+    log(LogLevel::kInfo, "rank",
+        fmt::format("done: {} bytes sent, waited {:.1f} ms", communicator_->bytes_sent(),
+                    static_cast<double>(communicator_->wait_ns()) / 1e6),
+        {.step = static_cast<int64_t>(step_)});
+    msg::GoodbyeT goodbye;
+    goodbye.rss_kb = memory_kb("Rss");
+    goodbye.pss_kb = memory_kb("Pss");
+    goodbye.bytes_sent = communicator_->bytes_sent();
+    goodbye.wait_us = static_cast<uint64_t>(communicator_->wait_ns() / 1000);
+    for (const auto& [layer, rows] : actors_->expert_load()) {
+      auto& load = *goodbye.expert_load.emplace_back(std::make_unique<msg::LayerLoadT>());
+      load.layer = layer;
+      load.rows = rows;
+    }
     flatbuffers::FlatBufferBuilder b;
-    link_.send(
-        b, msg::CreateGoodbye(b, memory_kb("Rss"), memory_kb("Pss"), communicator_->bytes_sent(),
-                              static_cast<uint64_t>(communicator_->wait_ns() / 1000)));
+    link_.send(b, msg::CreateGoodbye(b, &goodbye));
   }
 
   int rank_;
@@ -246,6 +278,12 @@ class RankProcess {
 
 }  // namespace
 
+static model::ExpertPlacement expert_placement(const msg::LaunchT& launch) {
+  model::ExpertPlacement placement{.layers = {}, .source = "expert_placement"};
+  for (const auto& layer : launch.expert_placement) placement.layers[layer->layer] = layer->experts;
+  return placement;
+}
+
 model::ParallelSizes parallel_sizes(const msg::LaunchT& launch) {
   return {.world_size = launch.world_size,
           .attn_tp_size = launch.attn_tp_size,
@@ -255,7 +293,8 @@ model::ParallelSizes parallel_sizes(const msg::LaunchT& launch) {
           .lmhead_tp_size = launch.lmhead_tp_size,
           .o_proj_tp_size = launch.o_proj_tp_size,
           .shared_tp_size = launch.shared_tp_size,
-          .enable_o_proj_alltoall = launch.enable_o_proj_alltoall};
+          .enable_o_proj_alltoall = launch.enable_o_proj_alltoall,
+          .expert_placement = expert_placement(launch)};
 }
 
 static model::WeightOptions::Format weight_format(msg::WeightFormat format) {
@@ -280,14 +319,19 @@ model::WeightOptions weight_options(const msg::LaunchT& launch) {
           .seed = launch.seed,
           .with_mtp = launch.with_mtp,
           .format = weight_format(launch.weight_format),
-          .exact_kv_b = launch.dtype == msg::DataType::Float32};
+          .exact = launch.dtype == msg::DataType::Float32};
+}
+
+comm::CommOptions comm_options(const msg::LaunchT& launch) {
+  const int threads = launch.threads_per_rank + (launch.comm_thread ? 1 : 0);
+  return {.mode = launch.comm_thread ? comm::CommMode::kThread : comm::CommMode::kInline,
+          .spin = comm::has_core_for_each_thread(launch.world_size, threads)};
 }
 
 layers::TeamOptions team_options(const msg::LaunchT& launch, int rank) {
   const int threads = launch.threads_per_rank;
   const std::vector<int> allowed = allowed_cpus();
-  layers::TeamOptions options{.threads = threads,
-                              .spin = std::ssize(allowed) >= int64_t{launch.world_size} * threads};
+  layers::TeamOptions options{.threads = threads, .spin = comm_options(launch).spin};
   if (!launch.pin) return options;
   for (int i = 0; i < threads; ++i)
     options.cpus.push_back(allowed[(rank * threads + i) % allowed.size()]);
@@ -308,16 +352,18 @@ layers::KvCacheShape kv_cache_shape(const msg::LaunchT& launch, const model::Mod
 }
 
 comm::TraceShape trace_shape(const msg::LaunchT& launch, const model::ModelConfig& config) {
+  const model::ParallelLayout layout(parallel_sizes(launch), config);
   return {.num_events = launch.trace_events,
           .num_layers = config.num_hidden_layers + 1,
-          .num_experts = config.n_routed_experts};
+          .num_experts = static_cast<int>(layout.num_physical_experts())};
 }
 
 MoeOptions moe_options(const msg::LaunchT& launch) {
   return {.chunk_max_len = launch.moe_chunk_max_len,
           .deterministic = launch.deterministic,
           .double_routing = launch.moe_double_routing,
-          .int8_payload = launch.moe_int8_payload};
+          .int8_payload = launch.moe_int8_payload,
+          .force_eplb = launch.force_eplb};
 }
 
 size_t kv_section_bytes(const layers::KvCacheShape& shape) {

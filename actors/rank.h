@@ -6,6 +6,7 @@
 
 #include "actors/messages/message_generated.h"
 #include "actors/rank_context.h"
+#include "comm/process_group.h"
 #include "comm/trace_ring.h"
 #include "layers/kv_cache.h"
 #include "layers/team.h"
@@ -22,6 +23,10 @@ layers::KvCacheShape kv_cache_shape(const msg::LaunchT& launch, const model::Mod
 comm::TraceShape trace_shape(const msg::LaunchT& launch, const model::ModelConfig& config);
 MoeOptions moe_options(const msg::LaunchT& launch);
 size_t kv_section_bytes(const layers::KvCacheShape& shape);  // of one rank, whole pages
+
+// Who drives a rank's exchanges, and whether it spins when it waits. For a process that has not
+// been pinned yet.
+comm::CommOptions comm_options(const msg::LaunchT& launch);
 
 // The compute threads of one rank. They spin where this process may use a core for each thread of
 // each rank. With `pin` the ranks' threads take the allowed cores in turn.

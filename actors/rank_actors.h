@@ -20,6 +20,8 @@ class RankActors {
   // Runs one step: a StepPlan envelope, valid until this returns.
   void run_step(const msg::Envelope& plan) { mailbox_.deliver(plan); }
 
+  const ExpertLoad& expert_load() const { return moe_->expert_load(); }
+
  private:
   ProcessGroups groups_;
   RankContext context_;

@@ -22,6 +22,7 @@ struct MoeOptions {
   bool deterministic = true;    // a row per expert comes back; else one per rank, added there
   bool double_routing = false;  // comm/double_routing.h instead of comm/fused_exchange.h
   bool int8_payload = false;    // on the way out
+  bool force_eplb = false;      // spread rows evenly, whatever the gate says
 };
 
 struct RankContext {
@@ -42,9 +43,9 @@ struct RankContext {
 
   int mtp_layer() const { return config.num_hidden_layers; }
   bool bf16() const { return rounding == layers::Rounding::kBf16; }
-  // Of an operation, in the launch's trace if there is one.
-  comm::TraceSpan span(comm::TraceOp op, int64_t tokens = 0, int64_t bytes = 0) const {
-    return {communicator.trace(), op, tokens, bytes};
+  // Of an operation on rows, in the launch's trace if there is one; of none, on no rows.
+  comm::TraceSpan span(comm::TraceOp op, int64_t rows) const {
+    return {rows > 0 ? communicator.trace() : nullptr, op, rows};
   }
   RowFormat row_format() const { return bf16() ? RowFormat::kBf16 : RowFormat::kF32; }
 };

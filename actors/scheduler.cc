@@ -279,9 +279,7 @@ void Scheduler::on(const msg::StepDone& done, int from_rank) {
 void Scheduler::finish_step(double elapsed) {
   int64_t sequences = 0;
   for (const DpRank& dp_rank : dp_ranks_) sequences += std::ssize(dp_rank.planned());
-  if (decode_step_)
-    drafts_.on_decode_step(static_cast<double>(step_tokens_) / static_cast<double>(sequences),
-                           elapsed);
+  if (decode_step_) drafts_.on_decode_step(step_tokens_, sequences, elapsed);
   step_tokens_ = 0;
   if (trace() != nullptr && decode_step_) {
     trace()->count(comm::TraceCounter::kDrafted, step_drafted_);

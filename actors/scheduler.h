@@ -83,8 +83,8 @@ class Scheduler final : public Actor {
   const Completion& completion(int id) const;
   const StepStatistics& statistics() const { return statistics_; }
   SchedulerState state() const;
-  SchedulerState dp_rank_state(int dp_rank) const;     // none waits there
-  int draft_steps() const { return drafts_.steps(); }  // of the next step
+  SchedulerState dp_rank_state(int dp_rank) const;  // none waits there
+  const DraftPolicy& drafts() const { return drafts_; }
 
  private:
   class OwnTime;

@@ -69,14 +69,13 @@ size_t ArenaShape::bytes() const {
   return traces_offset(*this) + (world_size + 1) * trace.ring_bytes(world_size);
 }
 
-Arena::Arena(Fd fd, const ArenaShape& shape)
-    : fd_(std::move(fd)),
-      shape_(shape),
-      mapping_(fd_.get(), shape.bytes(), Mapping::Access::kReadWrite) {}
+Arena::Arena(Fd fd, const ArenaShape& shape, Mapping::Access access)
+    : fd_(std::move(fd)), shape_(shape), mapping_(fd_.get(), shape.bytes(), access) {}
 
 Arena Arena::create(const ArenaShape& shape) {
   check_shape(shape);
-  Arena arena(create_shared_memory("troupe-arena", shape.bytes()), shape);
+  Arena arena(create_shared_memory("troupe-arena", shape.bytes()), shape,
+              Mapping::Access::kReadWrite);
   arena.launch_state().world_size = shape.world_size;
   arena.launch_state().slot_bytes = shape.slot_bytes();
   arena.launch_state().start_ticks = now_ticks();
@@ -90,6 +89,14 @@ Arena Arena::create(const ArenaShape& shape) {
 }
 
 Arena Arena::attach(Fd fd, const ArenaShape& shape) {
+  return open(std::move(fd), shape, Mapping::Access::kReadWrite);
+}
+
+Arena Arena::view(Fd fd, const ArenaShape& shape) {
+  return open(std::move(fd), shape, Mapping::Access::kReadOnly);
+}
+
+Arena Arena::open(Fd fd, const ArenaShape& shape, Mapping::Access access) {
   check_shape(shape);
   struct stat status {};
   if (::fstat(fd.get(), &status) != 0) throw_rank_error("{}", errno_text("fstat of the arena"));
@@ -97,7 +104,7 @@ Arena Arena::attach(Fd fd, const ArenaShape& shape) {
     throw_rank_error("the arena has {} bytes, {} ranks with {} MiB of windows need {}",
                      status.st_size, shape.world_size, shape.comm_buffer_bytes / kMiB,
                      shape.bytes());
-  Arena arena(std::move(fd), shape);
+  Arena arena(std::move(fd), shape, access);
   const LaunchState& state = arena.launch_state();
   if (state.world_size != shape.world_size || state.slot_bytes != shape.slot_bytes())
     throw_rank_error("the arena was made for {} ranks and slots of {} bytes, not for {} and {}",
@@ -143,6 +150,28 @@ std::string Arena::failure(int rank) const {
 int Arena::blamed(int rank) const {
   const int blamed = rank_state(rank).blamed.load() - 1;
   return blamed < shape_.world_size ? blamed : -1;
+}
+
+void Arena::publish_figures(const LaunchFigures& figures) const {
+  auto& shown = launch_state().figures;
+  constexpr auto kRelaxed = std::memory_order_relaxed;
+  shown.prompt_tokens.store(figures.prompt_tokens, kRelaxed);
+  shown.new_tokens.store(figures.new_tokens, kRelaxed);
+  shown.running.store(figures.running, kRelaxed);
+  shown.waiting.store(figures.waiting, kRelaxed);
+  shown.kv_blocks_in_use.store(figures.kv_blocks_in_use, kRelaxed);
+  shown.kv_blocks.store(figures.kv_blocks, kRelaxed);
+}
+
+LaunchFigures Arena::figures() const {
+  const auto& shown = launch_state().figures;
+  constexpr auto kRelaxed = std::memory_order_relaxed;
+  return {.prompt_tokens = shown.prompt_tokens.load(kRelaxed),
+          .new_tokens = shown.new_tokens.load(kRelaxed),
+          .running = shown.running.load(kRelaxed),
+          .waiting = shown.waiting.load(kRelaxed),
+          .kv_blocks_in_use = shown.kv_blocks_in_use.load(kRelaxed),
+          .kv_blocks = shown.kv_blocks.load(kRelaxed)};
 }
 
 void Arena::count_faults(size_t struck) const {

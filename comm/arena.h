@@ -88,6 +88,13 @@ inline constexpr size_t kFlightRecords = 256;
 
 inline constexpr size_t kFailureTextBytes = 512;
 
+// What the launcher says of the launch as a whole, for those who look on.
+struct LaunchFigures {
+  uint64_t prompt_tokens = 0, new_tokens = 0;  // read and made since the start
+  int32_t running = 0, waiting = 0;            // requests
+  int64_t kv_blocks_in_use = 0, kv_blocks = 0;
+};
+
 struct ArenaShape {
   int world_size = 1;
   size_t comm_buffer_bytes = size_t{16}
@@ -105,6 +112,9 @@ class Arena {
   static Arena create(const ArenaShape& shape);
   // Rank: maps the inherited descriptor and checks its size against `shape`.
   static Arena attach(Fd fd, const ArenaShape& shape);
+  // A process that only looks on: maps a descriptor that may be read-only. It may call what is
+  // const and writes nothing.
+  static Arena view(Fd fd, const ArenaShape& shape);
 
   int fd() const { return fd_.get(); }
   const ArenaShape& shape() const { return shape_; }
@@ -126,7 +136,9 @@ class Arena {
   // `blamed`: the rank that did not come, -1 where the text says all.
   void publish_failure(int rank, const std::string& text, int blamed = -1) const;
   std::string failure(int rank) const;
-  int blamed(int rank) const;  // by that rank's failure
+  int blamed(int rank) const;                                // by that rank's failure
+  void publish_figures(const LaunchFigures& figures) const;  // the launcher alone
+  LaunchFigures figures() const;
   // Injected faults (comm/fault.h) that have come to their place, on all ranks together.
   void count_faults(size_t struck) const;
   size_t faults_struck() const;
@@ -148,7 +160,8 @@ class Arena {
   TraceRing& trace_ring(int index) const;  // of a rank, world_size: of the launcher; if traced
 
  private:
-  Arena(Fd fd, const ArenaShape& shape);
+  Arena(Fd fd, const ArenaShape& shape, Mapping::Access access);
+  static Arena open(Fd fd, const ArenaShape& shape, Mapping::Access access);
   friend class TickClock;
   LaunchState& launch_state() const;
   void wake_all() const;

@@ -20,7 +20,8 @@ inline constexpr uint64_t kSlotsPerWindow = 2;
 //  24  start_ticks   ) one moment on both clocks, written by create(): what turns the ticks of a
 //  32  start_ns      ) Flight into nanoseconds
 //  40  faults_struck  injected faults that have come to their place; any rank counts
-//  64
+//  64  figures        written by the launcher
+// 128
 struct alignas(kCacheLine) Arena::LaunchState {
   std::atomic<uint32_t> aborted;
   std::atomic<uint32_t> first_failed;
@@ -29,8 +30,13 @@ struct alignas(kCacheLine) Arena::LaunchState {
   uint64_t start_ticks;
   int64_t start_ns;
   std::atomic<uint32_t> faults_struck;
+  struct alignas(kCacheLine) {
+    std::atomic<uint64_t> prompt_tokens, new_tokens;
+    std::atomic<int32_t> running, waiting;
+    std::atomic<int64_t> kv_blocks_in_use, kv_blocks;
+  } figures;
 };
-static_assert(sizeof(Arena::LaunchState) == 64);
+static_assert(sizeof(Arena::LaunchState) == 128);
 
 //   0  doorbell        futex word; whoever rings adds one and wakes
 //   4  sleeping_for    whom the rank sleeps for (below); set by the rank, cleared by who wakes it

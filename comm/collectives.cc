@@ -24,6 +24,10 @@ template <>
 constexpr DataType data_type<Bf16>() {
   return DataType::kBf16;
 }
+template <>
+constexpr DataType data_type<int8_t>() {
+  return DataType::kInt8;
+}
 
 // Part `p` of `n` nearly equal ones.
 template <class T>
@@ -48,6 +52,7 @@ std::span<Byte> checked_part(std::span<Byte> data, std::span<const int64_t> byte
 }  // namespace
 
 void ProcessGroup::barrier() {
+  communicator_.wait_for_comm_thread();
   const Arena::Slot call{
       .operation = Operation::kBarrier, .group = id_, .sequence = next_sequence_++};
   communicator_.enter_collective(call.operation, id_, call.sequence);
@@ -56,14 +61,22 @@ void ProcessGroup::barrier() {
   communicator_.leave_collective();
 }
 
-void ProcessGroup::broadcast(std::span<std::byte> data, int root) {
+Transfer& ProcessGroup::begin_broadcast(std::span<std::byte> data, int root) {
   TROUPE_CHECK(root >= 0 && root < size(), "root {} of {}", root, size());
   Transfer& transfer = begin(Operation::kBroadcast, DataType::kBytes, data.size());
   if (rank_ == root)
     transfer.send_to_all(0, data);
   else
     transfer.receive(0, root, data, Kind::kToAll);
-  run(transfer);
+  return transfer;
+}
+
+void ProcessGroup::broadcast(std::span<std::byte> data, int root) {
+  run(begin_broadcast(data, root));
+}
+
+Pending ProcessGroup::start_broadcast(std::span<std::byte> data, int root) {
+  return start(begin_broadcast(data, root));
 }
 
 Transfer& ProcessGroup::begin_all_gather(std::span<const std::byte> in, std::span<std::byte> out) {
@@ -100,8 +113,24 @@ void ProcessGroup::reduce_scatter(std::span<const float> data, std::span<float> 
   run(begin_reduce_scatter(data, out));
 }
 
+Pending ProcessGroup::start_reduce_scatter(std::span<const float> data, std::span<float> out) {
+  return start(begin_reduce_scatter(data, out));
+}
+
 void ProcessGroup::reduce_scatter(std::span<const Bf16> data, std::span<Bf16> out) {
   run(begin_reduce_scatter(data, out));
+}
+
+Pending ProcessGroup::start_reduce_scatter(std::span<const Bf16> data, std::span<Bf16> out) {
+  return start(begin_reduce_scatter(data, out));
+}
+
+void ProcessGroup::reduce_scatter(std::span<const int8_t> data, std::span<int8_t> out) {
+  run(begin_reduce_scatter(data, out));
+}
+
+Pending ProcessGroup::start_reduce_scatter(std::span<const int8_t> data, std::span<int8_t> out) {
+  return start(begin_reduce_scatter(data, out));
 }
 
 // Both ways add the same tree element by element, so the choice moves no bit.
@@ -127,13 +156,23 @@ Transfer& ProcessGroup::begin_all_reduce(std::span<T> data) {
 
 void ProcessGroup::all_reduce(std::span<float> data) { run(begin_all_reduce(data)); }
 
-void ProcessGroup::all_reduce(std::span<Bf16> data) { run(begin_all_reduce(data)); }
-
 Pending ProcessGroup::start_all_reduce(std::span<float> data) {
   return start(begin_all_reduce(data));
 }
 
-void ProcessGroup::all_to_all(std::span<const std::byte> in, std::span<std::byte> out) {
+void ProcessGroup::all_reduce(std::span<Bf16> data) { run(begin_all_reduce(data)); }
+
+Pending ProcessGroup::start_all_reduce(std::span<Bf16> data) {
+  return start(begin_all_reduce(data));
+}
+
+void ProcessGroup::all_reduce(std::span<int8_t> data) { run(begin_all_reduce(data)); }
+
+Pending ProcessGroup::start_all_reduce(std::span<int8_t> data) {
+  return start(begin_all_reduce(data));
+}
+
+Transfer& ProcessGroup::begin_all_to_all(std::span<const std::byte> in, std::span<std::byte> out) {
   TROUPE_CHECK(in.size() == out.size() && in.size() % size() == 0, "{} and {} for {} ranks",
                in.size(), out.size(), size());
   Transfer& transfer = begin(Operation::kAllToAll, DataType::kBytes, in.size());
@@ -143,7 +182,15 @@ void ProcessGroup::all_to_all(std::span<const std::byte> in, std::span<std::byte
     transfer.send(peer, in.subspan(peer * part, part));
     transfer.receive(0, peer, out.subspan(peer * part, part), Kind::kToOne);
   }
-  run(transfer);
+  return transfer;
+}
+
+void ProcessGroup::all_to_all(std::span<const std::byte> in, std::span<std::byte> out) {
+  run(begin_all_to_all(in, out));
+}
+
+Pending ProcessGroup::start_all_to_all(std::span<const std::byte> in, std::span<std::byte> out) {
+  return start(begin_all_to_all(in, out));
 }
 
 Transfer& ProcessGroup::begin_all_to_all_v(std::span<const std::byte> in, std::span<std::byte> out,

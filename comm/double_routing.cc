@@ -37,13 +37,10 @@ void DoubleRouting::Split::set(std::span<const int64_t> rows, size_t row_bytes) 
   }
 }
 
-int64_t DoubleRouting::start_dispatch(const Tokens& tokens) {
-  TROUPE_CHECK(round_ == Round::kIdle);
-  check_tokens(tokens);
-  round_ = Round::kDispatching;
-  const int64_t taken = std::min(tokens.count, shape_.max_tokens);
-  more_ = taken < tokens.count;
-  init_routing(tokens, taken);
+void DoubleRouting::send_rows(const Tokens& tokens) {
+  taken_ = std::min(tokens.count, shape_.max_tokens);
+  more_ = taken_ < tokens.count;
+  init_routing(tokens);
   exchange_counts();
   send_.set(sent_rows_, shape_.row_bytes);
   receive_.set(received_rows_, shape_.row_bytes);
@@ -54,12 +51,11 @@ int64_t DoubleRouting::start_dispatch(const Tokens& tokens) {
       {expanded_.data(), static_cast<size_t>(send_.displs.back() + send_.bytes.back())},
       {gathered, static_cast<size_t>(receive_.displs.back() + receive_.bytes.back())},
       {send_.bytes, send_.displs, receive_.bytes, receive_.displs});
-  return taken;
 }
 
 // A counting sort by expert, stable in tokens.
-void DoubleRouting::init_routing(const Tokens& tokens, int64_t taken) {
-  const int64_t pairs = taken * shape_.topk;
+void DoubleRouting::init_routing(const Tokens& tokens) {
+  const int64_t pairs = taken_ * shape_.topk;
   std::fill(send_counts_.begin(), send_counts_.end(), Counts{.rows = 0, .more = more_});
   std::fill(sent_rows_.begin(), sent_rows_.end(), 0);
   for (int64_t i = 0; i < pairs; ++i) {
@@ -68,7 +64,7 @@ void DoubleRouting::init_routing(const Tokens& tokens, int64_t taken) {
   }
   int64_t first = 0;
   for (int expert = 0; expert < shape_.num_experts; ++expert) {
-    TROUPE_CHECK(send_counts_[expert].rows <= taken, "a token names expert {} twice", expert);
+    TROUPE_CHECK(send_counts_[expert].rows <= taken_, "a token names expert {} twice", expert);
     next_row_[expert] = first;
     first += send_counts_[expert].rows;
   }
@@ -100,12 +96,10 @@ void DoubleRouting::exchange_counts() {
   }
 }
 
-void DoubleRouting::finish_dispatch() {
-  TROUPE_CHECK(round_ == Round::kDispatching);
+void DoubleRouting::receive_rows() {
   pending_.wait();
   for (const int peer : peers()) trace_received(peer, received_rows_[peer], receive_.bytes[peer]);
   re_routing();
-  round_ = Round::kServing;
 }
 
 void DoubleRouting::re_routing() {
@@ -138,9 +132,7 @@ std::byte* DoubleRouting::result_row(int source, int64_t result_slot) {
   return permuted_results_.data() + row * shape_.result_bytes;
 }
 
-void DoubleRouting::start_combine() {
-  TROUPE_CHECK(round_ == Round::kServing);
-  round_ = Round::kCombining;
+void DoubleRouting::send_results() {
   const int64_t total = total_arrivals();
   std::byte* gathered = grown(gathered_results_, total * shape_.result_bytes);
   for (int64_t row = 0; row < total; ++row)
@@ -155,21 +147,12 @@ void DoubleRouting::start_combine() {
       {send_.bytes, send_.displs, receive_.bytes, receive_.displs});
 }
 
-void DoubleRouting::finish_combine() {
-  TROUPE_CHECK(round_ == Round::kCombining);
-  pending_.wait();
-  round_ = Round::kAnswered;
-}
+void DoubleRouting::receive_results() { pending_.wait(); }
 
 int DoubleRouting::num_answers(int64_t) const { return shape_.topk; }
 
 const std::byte* DoubleRouting::answer(int64_t token, int i) const {
   return expanded_results_.data() + expanded_row_[token * shape_.topk + i] * shape_.result_bytes;
-}
-
-void DoubleRouting::release() {
-  TROUPE_CHECK(round_ == Round::kAnswered);
-  round_ = Round::kIdle;
 }
 
 }  // namespace troupe::comm

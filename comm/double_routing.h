@@ -25,18 +25,19 @@ namespace troupe::comm {
 class DoubleRouting final : public MoeExchange {
  public:
   DoubleRouting(ProcessGroup& group, const MoeExchangeShape& shape);
+  ~DoubleRouting() override { abandon(); }
 
-  int64_t start_dispatch(const Tokens& tokens) override;
-  void finish_dispatch() override;
   using MoeExchange::result_row;
   std::byte* result_row(int source, int64_t result_slot) override;
-  void start_combine() override;
-  void finish_combine() override;
   int num_answers(int64_t token) const override;
   const std::byte* answer(int64_t token, int i) const override;
-  void release() override;
 
  private:
+  void send_rows(const Tokens& tokens) override;
+  void receive_rows() override;
+  void send_results() override;
+  void receive_results() override;
+
   // What one rank tells another of one expert.
   struct Counts {
     int32_t rows = 0;
@@ -48,7 +49,7 @@ class DoubleRouting final : public MoeExchange {
     void set(std::span<const int64_t> rows, size_t row_bytes);
   };
 
-  void init_routing(const Tokens& tokens, int64_t taken);
+  void init_routing(const Tokens& tokens);
   void exchange_counts();
   void re_routing();
 

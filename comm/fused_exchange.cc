@@ -90,10 +90,7 @@ Arena::Slot FusedExchange::header(Operation operation, uint64_t tokens, uint64_t
           .counts = {tokens, results}};
 }
 
-int64_t FusedExchange::start_dispatch(const Tokens& tokens) {
-  TROUPE_CHECK(round_ == Round::kIdle);
-  check_tokens(tokens);
-  round_ = Round::kDispatching;
+void FusedExchange::send_rows(const Tokens& tokens) {
   rows_ = tokens.rows;
   own_row_stride_ = tokens.row_stride;
   sequence_ = next_sequence();
@@ -104,17 +101,16 @@ int64_t FusedExchange::start_dispatch(const Tokens& tokens) {
   // The rows that all ranks send, if all send as many and each to as many ranks as it can.
   streaming_ = exceeds_caches(most * shape_.row_bytes * std::min(shape_.topk, group_.size()) *
                               group_.size());
-  int64_t taken = 0;
-  while (taken < most && fits(tokens.topk_ids.subspan(taken * shape_.topk, shape_.topk)))
-    pack_token(tokens, taken++);
+  taken_ = 0;
+  while (taken_ < most && fits(tokens.topk_ids.subspan(taken_ * shape_.topk, shape_.topk)))
+    pack_token(tokens, taken_++);
   if (streaming_) finish_streaming();
-  more_ = taken < tokens.count;
+  more_ = taken_ < tokens.count;
   if (!group_.communicator().must(Misdeed::kSkipCollective))
     for (const int peer : peers()) put(peer);
   Communicator::publication_fence();
   for (const int peer : peers()) group_.communicator().ring(group_.world_rank(peer));
   pause();
-  return taken;
 }
 
 // Everything towards the peers has been read, so the windows are free from end to end.
@@ -197,8 +193,7 @@ void FusedExchange::put(int peer) {
   group_.communicator().count_sent(group_.world_rank(peer), slot.chunk_bytes);
 }
 
-void FusedExchange::finish_dispatch() {
-  TROUPE_CHECK(round_ == Round::kDispatching);
+void FusedExchange::receive_rows() {
   resume(Operation::kDispatch);
   for (const int peer : peers()) receive(peer);
   const Outbox& own = outboxes_[group_.rank()];
@@ -207,7 +202,6 @@ void FusedExchange::finish_dispatch() {
   sort_arrivals();
   for (int source = 0; source < group_.size(); ++source)
     first_result_[source + 1] = first_result_[source] + inboxes_[source].results;
-  round_ = Round::kServing;
   leave();
 }
 
@@ -307,9 +301,7 @@ std::byte* FusedExchange::result_row(int source, int64_t result_slot) {
   return result_place(inboxes_[source].window, result_slot);
 }
 
-void FusedExchange::start_combine() {
-  TROUPE_CHECK(round_ == Round::kServing);
-  round_ = Round::kCombining;
+void FusedExchange::send_results() {
   enter(Operation::kCombine, first_result_.back() * static_cast<int64_t>(shape_.result_bytes));
   Communicator& communicator = group_.communicator();
   const bool says_nothing = communicator.must(Misdeed::kSkipCollective);
@@ -327,8 +319,7 @@ void FusedExchange::start_combine() {
   pause();
 }
 
-void FusedExchange::finish_combine() {
-  TROUPE_CHECK(round_ == Round::kCombining);
+void FusedExchange::receive_results() {
   resume(Operation::kCombine);
   TransferQueue& transfers = group_.communicator().transfers();
   for (const int peer : peers()) {
@@ -340,7 +331,6 @@ void FusedExchange::finish_combine() {
     transfers.from(world_rank)
         .check(got, header(Operation::kCombine, outbox.tokens, outbox.results));
   }
-  round_ = Round::kAnswered;
   leave();
 }
 
@@ -357,10 +347,6 @@ const std::byte* FusedExchange::answer(int64_t token, int i) const {
   return result_place(outboxes_[place.expert_rank].window, place.result_slot);
 }
 
-void FusedExchange::release() {
-  TROUPE_CHECK(round_ == Round::kAnswered);
-  group_.communicator().transfers().give_back(world_ranks());
-  round_ = Round::kIdle;
-}
+void FusedExchange::end_round() { group_.communicator().transfers().give_back(world_ranks()); }
 
 }  // namespace troupe::comm

@@ -29,22 +29,24 @@ class FusedExchange final : public MoeExchange {
   // Throws UserError when one token and its results do not fit a window: names comm_buffer_mb, what
   // it is and what is needed ("NEEDED comm_buffer_mb: 24").
   FusedExchange(ProcessGroup& group, const MoeExchangeShape& shape);
+  ~FusedExchange() override { abandon(); }
 
   // Tokens that any one other rank can get from this one in a round, at most; fewer if they choose
   // many experts there.
   int64_t max_tokens_to_a_rank() const { return max_tokens_to_a_rank_; }
 
-  int64_t start_dispatch(const Tokens& tokens) override;
-  void finish_dispatch() override;
   using MoeExchange::result_row;
   std::byte* result_row(int source, int64_t result_slot) override;
-  void start_combine() override;
-  void finish_combine() override;
   int num_answers(int64_t token) const override;
   const std::byte* answer(int64_t token, int i) const override;
-  void release() override;
 
  private:
+  void send_rows(const Tokens& tokens) override;
+  void receive_rows() override;
+  void send_results() override;
+  void receive_results() override;
+  void end_round() override;
+
   // What one source has dispatched to this rank. Its records are checked copies.
   struct Inbox {
     int64_t tokens = 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "comm/comm_thread.h"
 
 namespace troupe::comm {
 namespace {
@@ -44,6 +45,71 @@ MoeExchange::Tokens MoeExchange::Tokens::from(int64_t first, int topk) const {
           .count = count - first,
           .topk_ids = topk_ids.subspan(choices),
           .weights = weights.empty() ? weights : weights.subspan(choices)};
+}
+
+// One half of a round, on the comm thread if there is one. Else it is done in two parts, between
+// which the caller computes.
+void MoeExchange::start_dispatch(const Tokens& tokens) {
+  TROUPE_CHECK(round_ == Round::kIdle);
+  check_tokens(tokens);
+  round_ = Round::kDispatching;
+  tokens_ = tokens;
+  if (CommThread* thread = group_.communicator().comm_thread())
+    job_ = thread->hand_over({[](void* object) {
+                                auto* exchange = static_cast<MoeExchange*>(object);
+                                exchange->send_rows(exchange->tokens_);
+                                exchange->receive_rows();
+                              },
+                              this});
+  else
+    send_rows(tokens);
+}
+
+void MoeExchange::finish_dispatch() {
+  TROUPE_CHECK(round_ == Round::kDispatching);
+  Communicator& communicator = group_.communicator();
+  if (communicator.comm_thread() != nullptr)
+    communicator.wait_for_job(job_, Operation::kDispatch);
+  else
+    receive_rows();
+  round_ = Round::kServing;
+}
+
+void MoeExchange::start_combine() {
+  TROUPE_CHECK(round_ == Round::kServing);
+  round_ = Round::kCombining;
+  if (CommThread* thread = group_.communicator().comm_thread())
+    job_ = thread->hand_over({[](void* object) {
+                                auto* exchange = static_cast<MoeExchange*>(object);
+                                exchange->send_results();
+                                exchange->receive_results();
+                              },
+                              this});
+  else
+    send_results();
+}
+
+void MoeExchange::finish_combine() {
+  TROUPE_CHECK(round_ == Round::kCombining);
+  Communicator& communicator = group_.communicator();
+  if (communicator.comm_thread() != nullptr)
+    communicator.wait_for_job(job_, Operation::kCombine);
+  else
+    receive_results();
+  round_ = Round::kAnswered;
+}
+
+void MoeExchange::release() {
+  TROUPE_CHECK(round_ == Round::kAnswered);
+  group_.communicator().wait_for_comm_thread();
+  end_round();
+  round_ = Round::kIdle;
+}
+
+void MoeExchange::abandon() noexcept {
+  const bool is_under_way = round_ == Round::kDispatching || round_ == Round::kCombining;
+  if (is_under_way && group_.communicator().comm_thread() != nullptr)
+    group_.communicator().abandon_comm_thread();
 }
 
 void MoeExchange::enter(Operation operation, int64_t bytes) const {

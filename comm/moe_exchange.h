@@ -11,8 +11,9 @@
 // a rank gets depends on its own tokens alone: nothing is dropped, however skewed the choices.
 //
 //   do {
-//     taken += start_dispatch(rows of the tokens from `taken` on);
+//     start_dispatch(rows of the tokens that are left);
 //     finish_dispatch();   // between the two: whatever needs no other rank
+//     ... the first taken() of them are in this round
 //     ... compute arrivals(e) of every local expert into result_row(...)
 //     start_combine();  finish_combine();
 //     ... read result(token, i) of the taken tokens
@@ -22,6 +23,9 @@
 // Inside a round the windows between the ranks of its group belong to it: collectives with any of
 // them come before start_dispatch (handles still in flight are completed there) or after release;
 // those of groups that share no other rank with this one may run at any time.
+//
+// With CommMode::kThread the rank's comm thread does each half of a round from start to finish,
+// waits and sorting included, while its main thread computes.
 #pragma once
 
 #include <cstdint>
@@ -77,12 +81,14 @@ class MoeExchange {
 
     Tokens from(int64_t first, int topk) const;  // without the first ones
   };
-  // Starts a round: sends the first tokens, as many as fit, and returns how many. Their rows must
-  // stay until release.
-  virtual int64_t start_dispatch(const Tokens& tokens) = 0;
+  // Starts a round: sends the first tokens, as many as fit. Their rows must stay until release, ids
+  // and weights until finish_dispatch.
+  void start_dispatch(const Tokens& tokens);
   // Waits for what the other ranks send.
-  virtual void finish_dispatch() = 0;
-  // From finish_dispatch until the next start_dispatch: some rank has tokens left.
+  void finish_dispatch();
+  // From finish_dispatch (inline: start_dispatch) until the next round: how many tokens were sent.
+  int64_t taken() const { return taken_; }
+  // Likewise: some rank has tokens left.
   bool more() const { return more_; }
 
   // The rows of local expert e, sorted by source rank, then by token: an order that no timing
@@ -102,18 +108,27 @@ class MoeExchange {
   }
 
   // Sends the results (all must have been written); waits for those of this rank's own tokens.
-  virtual void start_combine() = 0;
-  virtual void finish_combine() = 0;
+  void start_combine();
+  void finish_combine();
 
   // The results of a token that was taken in this round, from finish_combine until release().
   // kPerExpert: topk of them, in the order of topk_ids. kPerRank: in the order of ranks.
   virtual int num_answers(int64_t token) const = 0;
   virtual const std::byte* answer(int64_t token, int i) const = 0;
   // Ends the round. Every rank calls start_dispatch ... release for each, in the same order.
-  virtual void release() = 0;
+  void release();
 
  protected:
-  enum class Round { kIdle, kDispatching, kServing, kCombining, kAnswered };
+  // The parts of a round, in this order. send_rows sets taken_ and more_; receive_rows the
+  // arrivals.
+  virtual void send_rows(const Tokens& tokens) = 0;
+  virtual void receive_rows() = 0;
+  virtual void send_results() = 0;
+  virtual void receive_results() = 0;
+  virtual void end_round() {}
+  // For destructors: the comm thread no longer uses this object after it.
+  void abandon() noexcept;
+
   // The flight recorder has one record from start to finish of each half of a round.
   void enter(Operation operation, int64_t bytes) const;
   void pause() const { group_.communicator().pause_collective(); }
@@ -134,12 +149,18 @@ class MoeExchange {
   const int first_expert_;
   const int ids_per_token_;  // experts of one rank that one token can choose
 
-  Round round_ = Round::kIdle;
   uint64_t sequence_ = 0;  // of the round
+  int64_t taken_ = 0;
   bool more_ = false;
   std::vector<Arrival> arrivals_;       // sorted by expert
   std::vector<int64_t> first_arrival_;  // [num_local_experts + 1]
   std::vector<int64_t> first_result_;   // [group size + 1]
+
+ private:
+  enum class Round { kIdle, kDispatching, kServing, kCombining, kAnswered };
+  Round round_ = Round::kIdle;
+  Tokens tokens_;     // of start_dispatch
+  uint32_t job_ = 0;  // of the comm thread: the last half of a round
 };
 
 }  // namespace troupe::comm

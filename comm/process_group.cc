@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "comm/comm_thread.h"
 #include "comm/transfer.h"
 
 namespace troupe::comm {
@@ -12,6 +13,30 @@ namespace {
 
 // Two handles and one blocking call beside them.
 constexpr int kMaxInFlight = 3;
+
+void enter(const Transfer& transfer) {
+  const Arena::Slot& call = transfer.call();
+  transfer.queue().communicator().enter_collective(call.operation, call.group, call.sequence,
+                                                   transfer.bytes());
+}
+
+// An injected fault: the call has its number, and nothing of it happens.
+bool leaves_out(Transfer& transfer) {
+  if (!transfer.queue().communicator().must(Misdeed::kSkipCollective)) return false;
+  transfer.cancel();
+  return true;
+}
+
+// From start to end on this thread.
+void run_here(Transfer& transfer) {
+  TransferQueue& queue = transfer.queue();
+  enter(transfer);
+  if (!leaves_out(transfer)) {
+    queue.start(transfer);
+    queue.wait(transfer);
+  }
+  queue.communicator().leave_collective();
+}
 
 }  // namespace
 
@@ -28,25 +53,39 @@ size_t element_size(DataType type) {
   TROUPE_CHECK(false, "DataType {}", static_cast<int>(type));
 }
 
-Pending::Pending(Pending&& other) noexcept
-    : transfer_(std::exchange(other.transfer_, nullptr)), sequence_(other.sequence_) {}
+Pending::Pending(Transfer& transfer)
+    : transfer_(&transfer), operation_(transfer.call().operation), sequence_(transfer.sequence()) {}
+
+Pending::Pending(Transfer& transfer, uint32_t job) : Pending(transfer) {
+  handed_over_ = true;
+  job_ = job;
+}
+
+Pending::Pending(Pending&& other) noexcept { *this = std::move(other); }
 
 Pending& Pending::operator=(Pending&& other) noexcept {
   std::swap(transfer_, other.transfer_);
+  std::swap(operation_, other.operation_);
   std::swap(sequence_, other.sequence_);
+  std::swap(handed_over_, other.handed_over_);
+  std::swap(job_, other.job_);
   return *this;
 }
 
-// A transfer with another sequence number is a later one, so this one is complete.
 Pending::~Pending() {
-  if (transfer_ != nullptr && transfer_->sequence() == sequence_)
-    transfer_->queue().abandon(*transfer_);
+  if (transfer_ != nullptr && is_under_way()) transfer_->queue().abandon(*transfer_);
+}
+
+// A transfer with another sequence number is a later one, so this one is complete.
+bool Pending::is_under_way() const {
+  return transfer_->sequence() == sequence_ && transfer_->in_use();
 }
 
 void Pending::wait() {
   Transfer* transfer = std::exchange(transfer_, nullptr);
   if (transfer == nullptr) return;
   Communicator& communicator = transfer->queue().communicator();
+  if (handed_over_) return communicator.wait_for_job(job_, operation_);
   const Arena::Slot& call = transfer->call();
   communicator.resume_collective(call.operation, call.group, sequence_);
   if (transfer->sequence() == sequence_) transfer->queue().wait(*transfer);
@@ -81,38 +120,31 @@ ProcessGroup::~ProcessGroup() {
 
 Transfer& ProcessGroup::begin(Operation operation, DataType element, uint64_t bytes) {
   const auto free = std::find_if(transfers_.begin(), transfers_.end(),
-                                 [](const auto& transfer) { return transfer->complete(); });
+                                 [](const auto& transfer) { return !transfer->in_use(); });
   TROUPE_CHECK(free != transfers_.end(), "more than two collectives of group {} in flight", id_);
   (*free)->begin(operation, id_, next_sequence_++, element, bytes);
   return **free;
 }
 
-void ProcessGroup::enter(const Transfer& transfer) {
-  const Arena::Slot& call = transfer.call();
-  communicator_.enter_collective(call.operation, call.group, call.sequence, transfer.bytes());
-}
-
 void ProcessGroup::run(Transfer& transfer) {
-  enter(transfer);
-  if (!leaves_out(transfer)) {
-    communicator_.transfers().start(transfer);
-    communicator_.transfers().wait(transfer);
-  }
-  communicator_.leave_collective();
-}
-
-// An injected fault: the call has its number, and nothing of it happens.
-bool ProcessGroup::leaves_out(Transfer& transfer) {
-  if (!communicator_.must(Misdeed::kSkipCollective)) return false;
-  transfer.cancel();
-  return true;
+  communicator_.wait_for_comm_thread();
+  run_here(transfer);
 }
 
 Pending ProcessGroup::start(Transfer& transfer) {
+  if (CommThread* thread = communicator_.comm_thread()) {
+    const auto run = [](void* object) {
+      auto& handed_over = *static_cast<Transfer*>(object);
+      run_here(handed_over);
+      handed_over.set_handed_over(false);
+    };
+    transfer.set_handed_over(true);
+    return Pending(transfer, thread->hand_over({run, &transfer}));
+  }
   enter(transfer);
   if (!leaves_out(transfer)) communicator_.transfers().start(transfer);
   communicator_.pause_collective();
-  return Pending(transfer, transfer.sequence());
+  return Pending(transfer);
 }
 
 }  // namespace troupe::comm

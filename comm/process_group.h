@@ -11,7 +11,8 @@
 //   rank that did not arrive, or at once when the launch is aborted or a rank has died.
 // - Reductions add in one fixed order: the binary tree of neighbouring pairs over group ranks
 //   ((0+1)+(2+3))+..., in fp32, an odd last one carried up; so the result does not depend on who
-//   computes it, and equals the tree of docs/design.md section 5 for sizes 1, 2, 4, 8, 16.
+//   computes it, and equals the tree of docs/design.md section 5 for sizes 1, 2, 4, 8, 16. A bf16
+//   sum is rounded once, after the root; an int8 sum is exact and cut to [-128, 127] there.
 #pragma once
 
 #include <chrono>
@@ -49,15 +50,39 @@ class Condition {
   bool (*call_)(const void*);
 };
 
-class Transfer;       // a collective on its way (comm/transfer.h)
+class CommThread;  // drives exchanges beside the rank's main thread (comm/comm_thread.h)
+class Transfer;    // a collective on its way (comm/transfer.h)
 struct Blame;
 class TransferQueue;  // all those of this rank, and its channels
+
+// Who drives what is started (start_*) until it is waited for: a dispatch/combine round, a handle.
+enum class CommMode {
+  kInline,  // the rank's main thread, whenever it waits
+  kThread,  // a thread of the rank's own, so that exchange and compute overlap
+};
+
+struct CommOptions {
+  CommMode mode = CommMode::kInline;
+  // Whether waits spin before they sleep: only where every thread that computes or communicates has
+  // a core of its own.
+  bool spin = false;
+};
+
+// Whether this process may run on as many cores as all ranks have threads. For a process that has
+// not been pinned yet.
+bool has_core_for_each_thread(int world_size, int threads_per_rank);
 
 // A rank's access to the arena: who it is, how long it waits, what it has sent. One per process
 // (tests: one per thread), used by one thread at a time; outlives its groups. After a RankError
 // every later collective of this rank is a RankError too.
+//
+// kThread: what the thread throws is thrown where the main thread waits for it. A blocking call
+// waits first for all that has been started before.
 class Communicator {
  public:
+  Communicator(Arena& arena, int world_rank, std::chrono::milliseconds timeout,
+               const CommOptions& options);
+  // Inline, for ranks of one thread.
   Communicator(Arena& arena, int world_rank, std::chrono::milliseconds timeout);
   ~Communicator();
 
@@ -68,13 +93,14 @@ class Communicator {
 
   uint64_t bytes_sent() const { return bytes_sent_; }  // payload to other ranks
   int64_t wait_ns() const { return wait_ns_; }         // time spent waiting for other ranks
-  bool spins() const { return spin_; }                 // cores >= ranks
+  bool spins() const { return spin_; }
   void count_sent(int world_rank, uint64_t bytes) {
     bytes_sent_ += bytes;
     if (trace_) trace_->add_sent_bytes(world_rank, bytes);
   }
-  // Null unless the launch is traced.
-  Trace* trace() { return trace_ ? &*trace_ : nullptr; }
+  // Null unless the launch is traced, and for the comm thread: a ring has one writer. What that
+  // thread does shows as the main thread's wait for it.
+  Trace* trace();
 
   // Publishes where this rank is (Activity), for reports and error messages.
   void enter_step(Stage stage, uint64_t step);
@@ -113,6 +139,14 @@ class Communicator {
   // `blamed`: the rank that did not come.
   [[noreturn]] void fail(const std::string& what, int blamed = -1) const;
   TransferQueue& transfers() const { return *transfers_; }
+  // The thread that drives what this one starts; null if that is this one itself.
+  CommThread* comm_thread() const;
+  // Returns when that thread has run its job; throws what it threw.
+  void wait_for_job(uint32_t job, Operation operation);
+  // Returns when the thread has nothing left to do, if there is one.
+  void wait_for_comm_thread() const;
+  // Ends what the thread waits for, for buffers that are going: later calls throw.
+  void abandon_comm_thread() noexcept;
 
  private:
   void show_collective(Operation operation, uint32_t group, uint64_t sequence) const;
@@ -126,7 +160,8 @@ class Communicator {
   Arena& arena_;
   int world_rank_;
   std::chrono::milliseconds timeout_;
-  bool spin_;  // cores >= ranks
+  bool spin_;
+  std::atomic<bool> abandoned_{false};  // what the comm thread does is no longer wanted
   uint64_t bytes_sent_ = 0;
   int64_t wait_ns_ = 0;
   FlightRecorder flights_;
@@ -134,7 +169,8 @@ class Communicator {
   std::optional<TraceSpan> collective_;                // the one it is in
   std::vector<std::pair<uint32_t, int32_t>> leaders_;  // (group id, its lowest world rank)
   std::unique_ptr<TransferQueue> transfers_;
-  std::unique_ptr<FaultInjector> faults_;  // null: none
+  std::unique_ptr<FaultInjector> faults_;    // null: none
+  std::unique_ptr<CommThread> comm_thread_;  // last, so that it ends before what it uses
 };
 
 enum class DataType : uint8_t { kBytes, kF32, kBf16, kInt8 };
@@ -154,9 +190,14 @@ class Pending {
 
  private:
   friend class ProcessGroup;
-  Pending(Transfer& transfer, uint64_t sequence) : transfer_(&transfer), sequence_(sequence) {}
+  explicit Pending(Transfer& transfer);
+  Pending(Transfer& transfer, uint32_t job);  // of the comm thread
+  bool is_under_way() const;
   Transfer* transfer_ = nullptr;
+  Operation operation_{};
   uint64_t sequence_ = 0;
+  bool handed_over_ = false;
+  uint32_t job_ = 0;
 };
 
 class ProcessGroup {
@@ -180,10 +221,11 @@ class ProcessGroup {
   void all_gather(std::span<const std::byte> in, std::span<std::byte> out);
   // data [size() * out.size()]: out = the tree sum over ranks of their part rank().
   void reduce_scatter(std::span<const float> data, std::span<float> out);
-  void all_reduce(std::span<float> data);
-  // bf16 sums are computed in fp32 over the whole tree and rounded once.
   void reduce_scatter(std::span<const Bf16> data, std::span<Bf16> out);
+  void reduce_scatter(std::span<const int8_t> data, std::span<int8_t> out);
+  void all_reduce(std::span<float> data);
   void all_reduce(std::span<Bf16> data);
+  void all_reduce(std::span<int8_t> data);
   // in, out [size() * part]: part p of in goes to rank p; out part p comes from rank p.
   void all_to_all(std::span<const std::byte> in, std::span<std::byte> out);
   // Bytes to and from each rank; displacements into in and out. Both sides' counts must agree: a
@@ -194,19 +236,26 @@ class ProcessGroup {
   void all_to_all_v(std::span<const std::byte> in, std::span<std::byte> out, const VCounts& counts);
 
   // The same, started now and completed by wait(): what fits the windows is sent at once.
+  [[nodiscard]] Pending start_broadcast(std::span<std::byte> data, int root);
   [[nodiscard]] Pending start_all_gather(std::span<const std::byte> in, std::span<std::byte> out);
+  [[nodiscard]] Pending start_reduce_scatter(std::span<const float> data, std::span<float> out);
+  [[nodiscard]] Pending start_reduce_scatter(std::span<const Bf16> data, std::span<Bf16> out);
+  [[nodiscard]] Pending start_reduce_scatter(std::span<const int8_t> data, std::span<int8_t> out);
   [[nodiscard]] Pending start_all_reduce(std::span<float> data);
+  [[nodiscard]] Pending start_all_reduce(std::span<Bf16> data);
+  [[nodiscard]] Pending start_all_reduce(std::span<int8_t> data);
+  [[nodiscard]] Pending start_all_to_all(std::span<const std::byte> in, std::span<std::byte> out);
   [[nodiscard]] Pending start_all_to_all_v(std::span<const std::byte> in, std::span<std::byte> out,
                                            const VCounts& counts);
 
  private:
   friend class MoeExchange;
   Transfer& begin(Operation operation, DataType element, uint64_t bytes);
-  void enter(const Transfer& transfer);
   void run(Transfer& transfer);
   Pending start(Transfer& transfer);
-  bool leaves_out(Transfer& transfer);
+  Transfer& begin_broadcast(std::span<std::byte> data, int root);
   Transfer& begin_all_gather(std::span<const std::byte> in, std::span<std::byte> out);
+  Transfer& begin_all_to_all(std::span<const std::byte> in, std::span<std::byte> out);
   Transfer& begin_all_to_all_v(std::span<const std::byte> in, std::span<std::byte> out,
                                const VCounts& counts);
   template <class T>

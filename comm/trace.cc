@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 
 #include "base/error.h"
 #include "comm/arena_layout.h"
@@ -23,6 +24,7 @@ constexpr std::array<TraceOpInfo, kTraceOps> kOps = {{
     {"await_plan", kWaiting},
     {"prefill", kControl},
     {"decode", kControl},
+    {"send_answer", kControl},
     {"attention", kCompute},
     {"embedding", kCompute},
     {"rms_norm", kCompute},
@@ -103,31 +105,41 @@ Trace::Trace(const Arena& arena, int ring) : ring_(arena.trace_ring(ring)) {
   ring_.num_layers = shape.num_layers;
   ring_.num_experts = shape.num_experts;
   events_ = ring_.events();
-  num_events_ = static_cast<uint64_t>(shape.num_events);
+  TROUPE_CHECK(std::has_single_bit(static_cast<uint64_t>(shape.num_events)), "{}",
+               shape.num_events);
+  mask_ = static_cast<uint64_t>(shape.num_events) - 1;
+  // Now, or the first round of the ring would pay for each of its pages.
+  std::fill_n(events_, shape.num_events, TraceEvent{});
 }
 
-// An event is whole before it is counted: what a rank that died has counted can be read.
-void Trace::write(const TraceEvent& event) {
-  events_[written_ % num_events_] = event;
-  ring_.written.store(++written_, std::memory_order_release);
+// Of the event that is to be written next. It counts once it is whole: what a rank that died has
+// counted can be read.
+TraceEvent& Trace::open(uint8_t kind, uint8_t which, int32_t peer) {
+  TraceEvent& event = events_[written_ & mask_];
+  event.start = static_cast<int64_t>(now_ticks());
+  event.step = step_;
+  event.peer = peer;
+  event.layer = layer_;
+  event.kind = static_cast<TraceEvent::Kind>(kind);
+  event.track = track_;
+  event.which = which;
+  return event;
 }
+
+void Trace::publish() { ring_.written.store(++written_, std::memory_order_release); }
 
 uint64_t Trace::begin(TraceOp op, int64_t tokens, int64_t bytes, int32_t peer) {
-  write({.start = static_cast<int64_t>(now_ticks()),
-         .bytes = bytes,
-         .tokens = static_cast<uint32_t>(tokens),
-         .step = step_,
-         .peer = peer,
-         .layer = layer_,
-         .kind = TraceEvent::kSpan,
-         .track = track_,
-         .which = static_cast<uint8_t>(op)});
+  TraceEvent& event = open(TraceEvent::kSpan, static_cast<uint8_t>(op), peer);
+  event.end = 0;
+  event.tokens = static_cast<uint32_t>(tokens);
+  event.bytes = bytes;
+  publish();
   return written_ - 1;
 }
 
 void Trace::end(uint64_t span) {
-  if (written_ - span <= num_events_)  // else it has been overwritten
-    events_[span % num_events_].end = static_cast<int64_t>(now_ticks());
+  if (written_ - span <= mask_)  // else it has been, or may be being, overwritten
+    events_[span & mask_].end = static_cast<int64_t>(now_ticks());
 }
 
 void Trace::sent(int32_t peer, uint32_t group, uint64_t round, int64_t tokens, int64_t bytes) {
@@ -140,28 +152,17 @@ void Trace::received(int32_t peer, uint32_t group, uint64_t round, int64_t token
 
 void Trace::write_arrow(uint8_t kind, int32_t peer, uint32_t group, uint64_t round, int64_t tokens,
                         int64_t bytes) {
-  write({.start = static_cast<int64_t>(now_ticks()),
-         .end = static_cast<int64_t>(round),
-         .bytes = bytes,
-         .tokens = static_cast<uint32_t>(tokens),
-         .step = step_,
-         .group = group,
-         .peer = peer,
-         .layer = layer_,
-         .kind = static_cast<TraceEvent::Kind>(kind),
-         .track = track_,
-         .which = static_cast<uint8_t>(TraceOp::kDispatch)});
+  TraceEvent& event = open(kind, static_cast<uint8_t>(TraceOp::kDispatch), peer);
+  event.end = static_cast<int64_t>(round);
+  event.group = group;
+  event.tokens = static_cast<uint32_t>(tokens);
+  event.bytes = bytes;
+  publish();
 }
 
 void Trace::count(TraceCounter counter, int64_t value, int32_t of) {
-  write({.start = static_cast<int64_t>(now_ticks()),
-         .end = value,
-         .step = step_,
-         .peer = of,
-         .layer = layer_,
-         .kind = TraceEvent::kCounter,
-         .track = track_,
-         .which = static_cast<uint8_t>(counter)});
+  open(TraceEvent::kCounter, static_cast<uint8_t>(counter), of).end = value;
+  publish();
 }
 
 void Trace::add_sent_bytes(int32_t peer, uint64_t bytes) { ring_.sent_bytes()[peer] += bytes; }
@@ -180,8 +181,8 @@ TraceSnapshot read_trace(const Arena& arena, int index) {
   const TraceShape& shape = arena.shape().trace;  // what the ring says of itself is not trusted
   TraceSnapshot snapshot;
   const uint64_t written = ring.written.load(std::memory_order_acquire);
-  if (written == 0) return snapshot;
-  const auto kept = std::min(written, static_cast<uint64_t>(shape.num_events));
+  // The oldest may be half overwritten.
+  const auto kept = std::min(written, static_cast<uint64_t>(shape.num_events) - 1);
   snapshot.forgotten = written - kept;
   snapshot.events.reserve(kept);
   const TickClock clock(arena);

@@ -34,6 +34,7 @@ enum class TraceOp : uint8_t {
   kAwaitPlan,
   kPrefill,  // a step: everything between a plan and its answer
   kDecode,   // the same without prompt tokens on any rank
+  kSendAnswer,
   // attention; the first is a block around the others
   kAttention,
   kEmbedding,
@@ -115,13 +116,14 @@ class Trace {
   void add_expert_rows(int32_t expert, int64_t rows);  // in the present layer
 
  private:
-  void write(const TraceEvent& event);
+  TraceEvent& open(uint8_t kind, uint8_t which, int32_t peer);
+  void publish();
   void write_arrow(uint8_t kind, int32_t peer, uint32_t group, uint64_t round, int64_t tokens,
                    int64_t bytes);
 
   TraceRing& ring_;
   TraceEvent* events_;
-  uint64_t num_events_;
+  uint64_t mask_;  // of a number of events that is a power of two
   uint64_t written_ = 0;
   TraceTrack track_ = TraceTrack::kRank;
   uint32_t step_ = 0;

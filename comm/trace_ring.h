@@ -13,7 +13,7 @@ namespace troupe::comm {
 
 // Of all rings of a launch; no trace if num_events is 0.
 struct TraceShape {
-  int64_t num_events = 0;  // kept of each ring
+  int64_t num_events = 0;  // of each ring: a power of two
   int num_layers = 0, num_experts = 0;
   bool on() const { return num_events > 0; }
   size_t ring_bytes(int world_size) const;  // a multiple of 64
@@ -24,7 +24,7 @@ struct TraceShape {
 //   0  start       ticks; in a TraceSnapshot nanoseconds of CLOCK_MONOTONIC
 //   8  end         of a span, 0 while it is open; of an arrow the round; of a counter its value
 //  16  bytes
-//  24  tokens
+//  24  tokens      of a span or an arrow, as bytes
 //  28  step        0 before the first
 //  32  group       of an arrow
 //  36  peer        -1 none

@@ -40,7 +40,7 @@ Transfer::Transfer(TransferQueue& queue, std::span<const int> ranks, int rank,
 
 void Transfer::begin(Operation operation, uint32_t group, uint64_t sequence, DataType element,
                      uint64_t bytes) {
-  TROUPE_CHECK(complete());
+  TROUPE_CHECK(!in_use());
   header_ = {.operation = operation, .group = group, .sequence = sequence};
   header_.element = static_cast<uint16_t>(element);
   bytes_ = bytes;

@@ -15,6 +15,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -50,6 +51,9 @@ class Transfer {
   void cancel() { unfinished_ = 0; }
 
   bool complete() const { return unfinished_ == 0; }
+  // While the comm thread has it, nobody else looks at it.
+  bool in_use() const { return handed_over_.load(std::memory_order_acquire) || !complete(); }
+  void set_handed_over(bool value) { handed_over_.store(value, std::memory_order_release); }
   uint64_t sequence() const { return header_.sequence; }
   uint64_t bytes() const { return bytes_; }
   const Arena::Slot& call() const { return header_; }
@@ -102,6 +106,7 @@ class Transfer {
   std::array<Message<const std::byte>, 2> to_all_;     // [phase]
   std::array<std::vector<Message<std::byte>>, 2> in_;  // [phase][group size]
   int unfinished_ = 0;                                 // messages, and the reduction
+  std::atomic<bool> handed_over_{false};
   bool several_chunks_ = false;
 
   std::byte* own_copy_ = nullptr;  // of to_all_[0]

@@ -67,7 +67,8 @@ void TransferQueue::wait(Transfer& transfer) {
 }
 
 void TransferQueue::abandon(Transfer& transfer) noexcept {
-  if (transfer.complete() || broken_) return;
+  if (!transfer.in_use()) return;
+  if (communicator_.comm_thread() != nullptr) communicator_.abandon_comm_thread();
   broken_ = true;
   in_flight_.clear();
 }

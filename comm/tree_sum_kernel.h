@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include "base/bf16.h"
@@ -18,7 +19,16 @@ constexpr size_t kLeaves = 8;
 
 inline float load(float x) { return x; }
 inline float load(Bf16 x) { return to_float(x); }
+inline int32_t load(int8_t x) { return x; }
+// What sums of T are kept in.
+template <class T>
+using Sum = decltype(load(T{}));
+
 inline void store(float x, float& out) { out = x; }
+inline void store(int32_t x, int32_t& out) { out = x; }
+inline void store(int32_t x, int8_t& out) {
+  out = static_cast<int8_t>(std::min(std::max(x, -128), 127));
+}
 // As to_bf16, without a branch, so that the loop around it becomes vector code.
 inline void store(float x, Bf16& out) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
@@ -30,7 +40,7 @@ inline void store(float x, Bf16& out) {
 // Neighbouring pairs with the odd last one carried up is the same tree as splitting at the largest
 // power of two below the count.
 template <size_t kCount, class T>
-inline float tree(const T* const* sources, size_t i) {
+inline Sum<T> tree(const T* const* sources, size_t i) {
   if constexpr (kCount == 1) {
     return load(sources[0][i]);
   } else {
@@ -72,10 +82,10 @@ void sum_few(const T* const* sources, size_t num_sources, size_t begin, size_t c
 
 template <class T>
 void sum_block(const T* const* sources, size_t num_sources, size_t begin, size_t count,
-               float* sum) {
+               Sum<T>* sum) {
   if (num_sources <= kLeaves) return sum_few(sources, num_sources, begin, count, sum);
   const size_t half = std::bit_ceil(num_sources) / 2;
-  float right[kBlock];
+  Sum<T> right[kBlock];
   sum_block(sources, half, begin, count, sum);
   sum_block(sources + half, num_sources - half, begin, count, right);
 #pragma GCC ivdep
@@ -85,7 +95,7 @@ void sum_block(const T* const* sources, size_t num_sources, size_t begin, size_t
 template <class T>
 void sum_all(const T* const* sources, size_t num_sources, T* out, size_t count) {
   if (num_sources <= kLeaves) return sum_few(sources, num_sources, 0, count, out);
-  float sum[kBlock];
+  Sum<T> sum[kBlock];
   for (size_t begin = 0; begin < count; begin += kBlock) {
     const size_t block = std::min(kBlock, count - begin);
     sum_block(sources, num_sources, begin, block, sum);
@@ -104,6 +114,11 @@ void sum_f32(std::span<const std::byte* const> sources, std::byte* out, size_t c
 void sum_bf16(std::span<const std::byte* const> sources, std::byte* out, size_t count) {
   sum_all(reinterpret_cast<const Bf16* const*>(sources.data()), sources.size(),
           reinterpret_cast<Bf16*>(out), count);
+}
+
+void sum_int8(std::span<const std::byte* const> sources, std::byte* out, size_t count) {
+  sum_all(reinterpret_cast<const int8_t* const*>(sources.data()), sources.size(),
+          reinterpret_cast<int8_t*>(out), count);
 }
 
 }  // namespace troupe::comm::TROUPE_TREE_SUM

@@ -8,10 +8,10 @@
 #include <cerrno>
 #include <climits>
 #include <ctime>
-#include <thread>
 
 #include "base/error.h"
 #include "comm/arena_layout.h"
+#include "comm/comm_thread.h"
 #include "comm/heartbeat.h"
 #include "comm/process_group.h"
 #include "comm/transfer.h"
@@ -23,12 +23,14 @@ constexpr auto kRelaxed = std::memory_order_relaxed;
 // Looks without a pause first, as the data of a rank that is not late is a cache miss away; a pause
 // is 25 ns.
 constexpr int kLooks = 100;
-// Then for as long as sleeping and being woken would take on another core.
-constexpr int64_t kSpinNs = 40'000;
+// Then a spin, which is for ranks that come almost together. A longer one takes the core from those
+// who have something to do: where each rank has a core the launcher has none, and with 60 us and
+// more a token of a small model on two of them took three times as long.
+constexpr int64_t kSpinNs = 10'000;
 constexpr int kPausesPerClock = 32;
-// Where ranks share cores: others run meanwhile, so this is about their turns, not about this
-// rank's time: long enough for a turn of each of four others in a short collective, where one that
-// slept would be woken across cores (19 us) again and again.
+// Then yields, until so long after the begin. Where ranks share cores others run meanwhile, so this
+// is about their turns: long enough for a turn of each of four others in a short collective, where
+// one that slept would be woken across cores (19 us) again and again.
 constexpr int64_t kYieldNs = 50'000;
 
 void pause_core() {
@@ -62,17 +64,58 @@ void futex_wait(std::atomic<uint32_t>& word, uint32_t expected, int64_t ns) {
   futex(word, FUTEX_WAIT, expected, &timeout);
 }
 
+bool has_core_for_each_thread(int world_size, int threads_per_rank) {
+  cpu_set_t allowed;
+  if (::sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return false;
+  return CPU_COUNT(&allowed) >= int64_t{world_size} * threads_per_rank;
+}
+
 Communicator::Communicator(Arena& arena, int world_rank, std::chrono::milliseconds timeout)
+    : Communicator(arena, world_rank, timeout,
+                   {.spin = has_core_for_each_thread(arena.shape().world_size, 1)}) {}
+
+Communicator::Communicator(Arena& arena, int world_rank, std::chrono::milliseconds timeout,
+                           const CommOptions& options)
     : arena_(arena),
       world_rank_(world_rank),
       timeout_(timeout),
-      spin_(static_cast<int>(std::thread::hardware_concurrency()) >= arena.shape().world_size),
+      spin_(options.spin),
       flights_(arena, world_rank),
       transfers_(std::make_unique<TransferQueue>(*this)) {
   if (arena.shape().trace.on()) trace_.emplace(arena, world_rank);
+  if (options.mode == CommMode::kThread) comm_thread_ = std::make_unique<CommThread>();
 }
 
-Communicator::~Communicator() = default;
+Communicator::~Communicator() {
+  if (comm_thread_) abandon_comm_thread();
+}
+
+CommThread* Communicator::comm_thread() const {
+  return comm_thread_ && !comm_thread_->is_current() ? comm_thread_.get() : nullptr;
+}
+
+Trace* Communicator::trace() {
+  if (!trace_ || (comm_thread_ && comm_thread_->is_current())) return nullptr;
+  return &*trace_;
+}
+
+void Communicator::wait_for_job(uint32_t job, Operation operation) {
+  const TraceSpan collective(trace(), traced(operation)), waiting(trace(), TraceOp::kWait);
+  comm_thread_->wait(job);
+}
+
+void Communicator::wait_for_comm_thread() const {
+  if (CommThread* thread = comm_thread()) thread->wait_for_all();
+}
+
+// It looks at the flag before it sleeps, so the doorbell alone need be rung.
+void Communicator::abandon_comm_thread() noexcept {
+  abandoned_.store(true);
+  std::atomic<uint32_t>& doorbell = arena_.rank_state(world_rank_).doorbell;
+  doorbell.fetch_add(1);
+  futex_wake(doorbell);
+  comm_thread_->finish_all();
+}
 
 void Communicator::enter_step(Stage stage, uint64_t step) {
   Activity& activity = arena_.activity(world_rank_);
@@ -117,7 +160,7 @@ void Communicator::show_collective(Operation operation, uint32_t group, uint64_t
 
 void Communicator::enter_collective(Operation operation, uint32_t group, uint64_t sequence,
                                     uint64_t bytes) {
-  if (trace_) collective_.emplace(trace(), traced(operation), 0, bytes);
+  if (trace() != nullptr) collective_.emplace(trace(), traced(operation), 0, bytes);
   show_collective(operation, group, sequence);
   const auto known = std::find_if(leaders_.begin(), leaders_.end(),
                                   [&](const auto& entry) { return entry.first == group; });
@@ -136,7 +179,7 @@ void Communicator::pause_collective() {
 }
 
 void Communicator::resume_collective(Operation operation, uint32_t group, uint64_t sequence) {
-  if (trace_) collective_.emplace(trace(), traced(operation));
+  if (trace() != nullptr) collective_.emplace(trace(), traced(operation));
   show_collective(operation, group, sequence);
   flights_.resume(group, sequence);
 }
@@ -156,15 +199,18 @@ void Communicator::wait_until(Condition ready, int for_rank, WakeOn wake_on) {
 }
 
 bool Communicator::ready_soon(Condition ready, int64_t start) const {
-  const int64_t until = start + (spin_ ? kSpinNs : kYieldNs);
-  do {
-    for (int i = 0; spin_ && i < kPausesPerClock; ++i) {
-      pause_core();
+  const int64_t spin_until = start + (spin_ ? kSpinNs : 0), until = start + kYieldNs;
+  for (int64_t now = start; now < until; now = now_ns()) {
+    if (now < spin_until) {
+      for (int i = 0; i < kPausesPerClock; ++i) {
+        pause_core();
+        if (ready()) return true;
+      }
+    } else {
+      ::sched_yield();
       if (ready()) return true;
     }
-    if (!spin_) ::sched_yield();
-    if (ready()) return true;
-  } while (now_ns() < until);
+  }
   return false;
 }
 
@@ -213,6 +259,7 @@ std::string Communicator::timeout_text(int for_rank, const Blame& blame) const {
 }
 
 void Communicator::throw_if_world_ended() const {
+  if (abandoned_.load()) throw RankError(error_text("what was started is no longer wanted"));
   const int failed = arena_.first_failed_rank();
   if (failed >= 0)
     throw RankError(error_text(

@@ -4,13 +4,13 @@
 
 namespace troupe::launcher {
 
-void add_bench_command(CLI::App& app) {
+CLI::App& add_bench_command(CLI::App& app) {
   CLI::App* bench = app.add_subcommand("bench", "measure a part of the program on this machine");
   bench->require_subcommand(1);
   add_bench_collectives(*bench);
-  add_bench_serve(*bench);
   add_bench_moe(*bench);
   add_bench_inference(*bench);
+  return *bench;
 }
 
 }  // namespace troupe::launcher

@@ -7,12 +7,12 @@ class App;
 
 namespace troupe::launcher {
 
-// Adds `bench` and its subcommands to the command line; they run when it is parsed.
-void add_bench_command(CLI::App& app);
+// Adds `bench` and its subcommands to the command line; they run when it is parsed. `bench`, to
+// which others may add theirs.
+CLI::App& add_bench_command(CLI::App& app);
 
 // Each adds subcommands to `bench`. All print a table to stdout and take --json FILE.
 void add_bench_collectives(CLI::App& bench);  // bench_collectives.cc
-void add_bench_serve(CLI::App& bench);        // bench_serve.cc
 void add_bench_moe(CLI::App& bench);          // bench_moe.cc
 void add_bench_inference(CLI::App& bench);    // bench_inference.cc: prefill and decode
 

@@ -52,10 +52,13 @@ const char* name(Phase phase) { return phase == Phase::kDecode ? "decode" : "pre
 class TemporaryDirectory {
  public:
   TemporaryDirectory() {
-    std::string name = (std::filesystem::temp_directory_path() / "troupe-bench-XXXXXX").string();
-    if (::mkdtemp(name.data()) == nullptr)
-      throw_user_error("{}: {}; set TMPDIR to a directory that can be written", name,
-                       errno_text("mkdtemp"));
+    std::error_code error;
+    std::string name =
+        (std::filesystem::temp_directory_path(error) / "troupe-bench-XXXXXX").string();
+    if (error || ::mkdtemp(name.data()) == nullptr)
+      throw_user_error(
+          "--profile needs a directory for its trace: {}; set TMPDIR to one that can be written",
+          error ? error.message() : errno_text("mkdtemp"));
     path_ = name;
   }
   ~TemporaryDirectory() {

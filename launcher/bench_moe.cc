@@ -67,14 +67,14 @@ class MoeRound {
                                      .topk_ids = experts_,
                                      .weights = weights_};
     do {
-      const int64_t taken = exchange_.start_dispatch(tokens);
+      exchange_.start_dispatch(tokens);
       exchange_.finish_dispatch();
       serve();
       exchange_.start_combine();
       exchange_.finish_combine();
-      read_answers(tokens, taken);
+      read_answers(tokens, exchange_.taken());
       exchange_.release();
-      tokens = tokens.from(taken, kBenchTopk);
+      tokens = tokens.from(exchange_.taken(), kBenchTopk);
     } while (exchange_.more());
   }
 

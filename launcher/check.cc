@@ -97,6 +97,9 @@ class Report {
     const model::ParallelSizes& sizes = config_.parallel;
     line("layout   {} ranks = attention DP {} x TP {} = experts EP {} x TP {}", sizes.world_size,
          sizes.attn_dp_size(), sizes.attn_tp_size, sizes.moe_ep_size(), sizes.moe_tp_size);
+    if (!sizes.expert_placement.empty())
+      line("         {} places for {} experts ({})", layout_.num_physical_experts(),
+           model_.n_routed_experts, sizes.expert_placement.source);
     if (sizes.cp_size > 1) line("         CP {}: a prompt's tokens are cut too", sizes.cp_size);
   }
 

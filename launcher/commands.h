@@ -34,6 +34,13 @@ struct RunArguments {
 // Streams a single prompt's answer to stdout as it comes; several are printed in the order given.
 void run_command(const RunArguments& arguments);
 
+struct ChatArguments {
+  ConfigArguments config;
+  bool raw = false;                     // begins with plain continuation
+  std::filesystem::path chat_template;  // in place of the checkpoint's
+};
+void chat_command(const ChatArguments& arguments);
+
 struct ScoreArguments {
   ConfigArguments config;
   std::filesystem::path text_file;
@@ -65,6 +72,44 @@ struct ConvertArguments {
   std::string quant_mode;
 };
 void convert_command(const ConvertArguments& arguments);
+
+struct SplitArguments {
+  ConfigArguments config;
+  std::filesystem::path input, output;
+};
+void split_command(const SplitArguments& arguments);
+
+struct EplbArguments {
+  ConfigArguments config;
+  std::filesystem::path counts;  // a report of `troupe run`
+  int redundant = 0;             // experts' copies beyond one of each
+  int nodes = 1;
+  std::filesystem::path output;
+};
+// Writes the file of runtime_config.expert_placement; prints how even the ranks' load is.
+void eplb_command(const EplbArguments& arguments);
+
+struct StatusArguments {
+  int pid = 0;  // 0: every launch of this user
+  bool json = false;
+};
+void status_command(const StatusArguments& arguments);
+
+struct TopArguments {
+  int pid = 0;
+  double interval_s = 1;
+  int count = 0;  // pictures; 0: until the launch ends
+};
+void top_command(const TopArguments& arguments);
+
+struct DoctorArguments {
+  ConfigArguments config;  // may be empty: of any launch
+  bool json = false;
+};
+// Prints what it found; false if launches cannot run.
+[[nodiscard]] bool doctor_command(const DoctorArguments& arguments);
+
+void explain_command(const ConfigArguments& arguments);
 
 struct TraceArguments {
   std::filesystem::path directory;

@@ -24,6 +24,7 @@ constexpr size_t kMaxFileBytes = size_t{1} << 20;
 struct Setting {
   YamlNode value;
   std::string where;
+  std::string source;  // "a.yaml:12", "--set"
 };
 using Settings = std::map<const Key*, Setting>;
 
@@ -60,7 +61,7 @@ void read_section(const YamlNode& node, const std::string& section, const LineNa
     if (is_known_section(path)) {
       read_section(value, path, line_name, settings);
     } else if (const Key* key = find_key(section, name)) {
-      settings[key] = {value, fmt::format("{}: {}", line_name(line), path)};
+      settings[key] = {value, fmt::format("{}: {}", line_name(line), path), line_name(line)};
     } else {
       throw_user_error("{}: {}: unknown {}{}", line_name(line), shown,
                        section.empty() ? "section" : "key", suggestion(section, name));
@@ -79,7 +80,7 @@ void read_override(const std::string& text, Settings& settings) {
   const std::string name = text.substr(dot + 1, equals - dot - 1);
   const Key* key = find_key(section, name);
   if (key == nullptr) throw_user_error("{}: unknown key{}", where, suggestion(section, name));
-  settings[key] = {parse_yaml(text.substr(equals + 1), [&](int) { return where; }), where};
+  settings[key] = {parse_yaml(text.substr(equals + 1), [&](int) { return where; }), where, "--set"};
 }
 
 using Value = std::variant<bool, int64_t, double, std::string>;
@@ -200,12 +201,24 @@ Config read_config(const std::filesystem::path& file, const std::vector<std::str
   for (const std::string& text : overrides) read_override(text, settings);
 
   Config config;
-  for (const auto& [key, setting] : settings) store(*key, setting, config);
+  for (const auto& [key, setting] : settings) {
+    store(*key, setting, config);
+    config.sources[key->path()] = setting.source;
+  }
   check_sizes(config, settings);
   if (config.model.enable_profiler) config.trace_dir = "prof";
   if (config.model.model_path.empty()) {
     throw_user_error("{}: model_config.model_path: missing; write the directory of config.json",
                      file.string());
+  }
+  if (!config.runtime.expert_placement.empty()) {
+    if (config.model.force_eplb)
+      throw_user_error(
+          "{}: model_config.force_eplb and runtime_config.expert_placement contradict each other; "
+          "leave one out",
+          file.string());
+    config.parallel.expert_placement =
+        model::read_expert_placement(config.runtime.expert_placement);
   }
   return config;
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -63,9 +64,12 @@ struct Config {
     double device_memory_gb = 0;  // 0: the machine's share
     bool pin = false;
     bool hugepages = true;
-    std::string dump_dir = ".";  // for the dump of a launch that failed; empty: no dump
+    std::filesystem::path expert_placement;  // read into `parallel`
+    std::string dump_dir = ".";              // for the dump of a launch that failed; empty: no dump
   } runtime;
 
+  // Keys that were given, "section.key", and where: "FILE:LINE", "--set".
+  std::map<std::string, std::string> sources;
   std::vector<std::string> inject;  // --inject: faults as comm/fault.h reads them
   std::filesystem::path trace_dir;  // of a trace of the launch, as --trace says; empty: none
 

@@ -3,10 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <numeric>
 #include <utility>
 
 #include "actors/scheduler_limits.h"
+#include "launcher/nearest_name.h"
 
 namespace troupe::launcher {
 namespace {
@@ -122,7 +122,7 @@ std::vector<Key> model_keys() {
                         is("ge_graph", ExeMode::kGraph), is("acl_graph", ExeMode::kGraph),
                         is("npugraph_ex", ExeMode::kGraph)},
                        in_model<&M::exe_mode>)),
-      runs_only({"False"}, flag(kModel, "force_eplb", in_model<&M::force_eplb>)),
+      flag(kModel, "force_eplb", in_model<&M::force_eplb>),
       flag(kModel, "enable_profiler", in_model<&M::enable_profiler>),
       no_effect("output goes to stdout, logs to stderr, reports to --json",
                 text(kModel, "output_path", kNowhere)),
@@ -163,6 +163,8 @@ std::vector<Key> custom_keys() {
                 flag(kCustom, "enable_limit_core", kNowhere)),
       no_effect("scheduler_config.max_prefill_tokens bounds a prefill step",
                 integer(kCustom, "prefill_mini_batch_size", 0, kMaxTokens, kNowhere)),
+      no_effect("prompts are always read in pieces of scheduler_config.max_prefill_tokens",
+                flag(kCustom, "enable_prefill_multi_cycle", kNowhere)),
   };
 }
 
@@ -236,10 +238,9 @@ std::vector<Key> runtime_keys() {
       flag(kRuntime, "deterministic", in_runtime<&R::deterministic>),
       number(kRuntime, "comm_timeout_s", 0.1, 86400, in_runtime<&R::comm_timeout_s>),
       integer(kRuntime, "comm_buffer_mb", 1, 4096, in_runtime<&R::comm_buffer_mb>),
-      runs_only({"inline"},
-                choice(kRuntime, "comm_mode",
-                       {is("inline", CommMode::kInline), is("thread", CommMode::kThread)},
-                       in_runtime<&R::comm_mode>)),
+      choice(kRuntime, "comm_mode",
+             {is("inline", CommMode::kInline), is("thread", CommMode::kThread)},
+             in_runtime<&R::comm_mode>),
       choice(kRuntime, "moe_dispatch",
              {is("fused", MoeDispatch::kFused), is("double_routing", MoeDispatch::kDoubleRouting)},
              in_runtime<&R::moe_dispatch>),
@@ -247,25 +248,11 @@ std::vector<Key> runtime_keys() {
              {is("auto", MoePayload::kAuto), is("int8", MoePayload::kInt8)},
              in_runtime<&R::moe_payload>),
       number(kRuntime, "device_memory_gb", 0, 65536, in_runtime<&R::device_memory_gb>),
+      text(kRuntime, "expert_placement", in_runtime<&R::expert_placement>),
       flag(kRuntime, "pin", in_runtime<&R::pin>),
       runs_only({"True"}, flag(kRuntime, "hugepages", in_runtime<&R::hugepages>)),
       text(kRuntime, "dump_dir", in_runtime<&R::dump_dir>),
   };
-}
-
-// Levenshtein's: insertions, deletions and replacements from `a` to `b`.
-size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), size_t{0});
-  for (size_t i = 0; i < a.size(); ++i) {
-    size_t diagonal = std::exchange(row[0], i + 1);
-    for (size_t j = 0; j < b.size(); ++j) {
-      const size_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({replaced, row[j] + 1, diagonal + 1});
-    }
-  }
-  return row[b.size()];
 }
 
 // A field's value as the file has it.

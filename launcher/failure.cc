@@ -5,6 +5,7 @@
 
 #include <csignal>
 #include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "launcher/layout_table.h"
 #include "launcher/rank_memory.h"
@@ -12,14 +13,10 @@
 namespace troupe::launcher {
 namespace {
 
-// One that is stopped does nothing until SIGCONT: 'T' or, by a debugger, 't' behind the name.
+// It does nothing until SIGCONT, or until a debugger lets it.
 bool is_stopped(int pid) {
-  std::ifstream file(fmt::format("/proc/{}/stat", pid));
-  std::string stat;
-  std::getline(file, stat);
-  const size_t name_end = stat.rfind(") ");
-  return name_end != std::string::npos && name_end + 2 < stat.size() &&
-         (stat[name_end + 2] == 'T' || stat[name_end + 2] == 't');
+  const std::string state = process_state(pid);
+  return state == "stopped" || state == "tracing stop";
 }
 
 // `blamed` where it is stopped, else the first rank that is, else -1.
@@ -91,6 +88,26 @@ std::optional<uint64_t> kernel_oom_kills() {
   for (uint64_t value = 0; file >> name >> value;)
     if (name == "oom_kill") return value;
   return std::nullopt;
+}
+
+std::string process_state(int pid) {
+  std::ifstream file(fmt::format("/proc/{}/status", pid));
+  for (std::string line; std::getline(file, line);) {
+    const size_t open = line.find('('), close = line.find(')');
+    if (line.starts_with("State:") && open < close && close != std::string::npos)
+      return line.substr(open + 1, close - open - 1);
+  }
+  return "gone";
+}
+
+nlohmann::json activity_json(const comm::ActivitySnapshot& activity) {
+  return {{"stage", comm::stage_name(activity.stage)},
+          {"step", activity.step},
+          {"layer", activity.layer},
+          {"operation", comm::operation_name(activity.operation)},
+          {"group", activity.group},
+          {"sequence", activity.sequence},
+          {"waiting_for", activity.waiting_for}};
 }
 
 std::string rank_role(const model::ParallelSizes& sizes, int rank) {

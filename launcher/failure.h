@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -23,6 +24,12 @@ struct LaunchView {
   model::ParallelSizes sizes;
   std::optional<uint64_t> oom_kills_at_start;
 };
+
+// "running", "sleeping", "stopped", ...; "gone" for a process that has ended.
+std::string process_state(int pid);
+
+// An ActivitySnapshot as the keys stage, step, layer, operation, group, sequence, waiting_for.
+nlohmann::json activity_json(const comm::ActivitySnapshot& activity);
 
 // "DP 1, TP 0, EP 3": its place in attention and experts, TP and ETP (inside an expert) only where
 // there are any.

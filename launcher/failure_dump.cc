@@ -8,7 +8,6 @@
 #include <csignal>
 #include <cstring>
 #include <ctime>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "comm/crash.h"
@@ -23,17 +22,6 @@ using nlohmann::json;
 // Of collectives, each of which takes kRecordBytes at most; the rest of a dump is small.
 constexpr size_t kCollectiveBytes = size_t{10} << 20;
 constexpr size_t kRecordBytes = 420;
-
-// "running", "sleeping", "stopped", ...; "gone" for one that has ended.
-std::string process_state(int pid) {
-  std::ifstream file(fmt::format("/proc/{}/status", pid));
-  for (std::string line; std::getline(file, line);) {
-    const size_t open = line.find('('), close = line.find(')');
-    if (line.starts_with("State:") && open < close && close != std::string::npos)
-      return line.substr(open + 1, close - open - 1);
-  }
-  return "gone";
-}
 
 json collective_json(const comm::FlightRecord& record, int64_t now_ns) {
   const auto ms_ago = [&](int64_t ns) { return static_cast<double>(now_ns - ns) * 1e-6; };
@@ -64,20 +52,13 @@ json crash_json(const comm::CrashReport& crash) {
 }
 
 json rank_json(const LaunchView& launch, int rank, size_t most_collectives) {
-  const comm::ActivitySnapshot now = launch.arena.snapshot(rank);
   const int pid = launch.pids[rank];
-  json entry{{"rank", rank},
-             {"pid", pid},
-             {"role", rank_role(launch.sizes, rank)},
-             {"state", process_state(pid)},
-             {"stage", comm::stage_name(now.stage)},
-             {"step", now.step},
-             {"layer", now.layer},
-             {"operation", comm::operation_name(now.operation)},
-             {"group", now.group},
-             {"sequence", now.sequence},
-             {"waiting_for", now.waiting_for},
-             {"words", launch.arena.failure(rank)}};
+  json entry = activity_json(launch.arena.snapshot(rank));
+  entry.update({{"rank", rank},
+                {"pid", pid},
+                {"role", rank_role(launch.sizes, rank)},
+                {"state", process_state(pid)},
+                {"words", launch.arena.failure(rank)}});
   if (const auto crash = comm::crash_report(launch.arena, rank))
     entry["crash"] = crash_json(*crash);
   const auto flights = launch.arena.flights(rank);

@@ -1,5 +1,6 @@
 #include "launcher/launch.h"
 
+#include "launcher/prefill_progress.h"
 #include "launcher/rank_memory.h"
 
 namespace troupe::launcher {
@@ -13,15 +14,23 @@ LaunchResult run_launch(const Config& config, const model::ModelConfig& model,
     actors::require_fitting(requests[i], static_cast<int>(i), limits);
   Session session(config, model, load, observe, std::move(callbacks));
   const size_t num_requests = requests.size();
+  int64_t prompt_tokens = 0;
+  for (const actors::Request& request : requests) prompt_tokens += std::ssize(request.prompt);
+  PrefillProgress progress(session, prompt_tokens);
   for (actors::Request& request : requests) session.submit(std::move(request));
-  session.run_until([&] { return session.idle(); });
+  session.run_until([&] {
+    progress.update();
+    return session.idle();
+  });
 
   LaunchResult result{.completions = {},
                       .statistics = session.statistics(),
                       .ranks = session.shut_down(),
-                      .draft_steps = session.draft_steps(),
+                      .expert_load = {},
+                      .drafts = session.drafts(),
                       .kv_blocks = limits.blocks_per_dp_rank,
                       .load_s = session.load_s()};
+  result.expert_load = expert_load(result.ranks, model, config.parallel);
   for (size_t i = 0; i < num_requests; ++i)
     result.completions.push_back(session.completion(static_cast<int>(i)));
   return result;

@@ -6,6 +6,7 @@
 
 #include "actors/scheduler.h"
 #include "launcher/config.h"
+#include "launcher/expert_load.h"
 #include "launcher/session.h"
 #include "model/model_config.h"
 
@@ -15,9 +16,10 @@ struct LaunchResult {
   std::vector<actors::Completion> completions;  // in the order of the requests
   actors::StepStatistics statistics;
   std::vector<RankFigures> ranks;
-  int draft_steps = 0;    // at the end: what `next_n: auto` has come to
-  int64_t kv_blocks = 0;  // of a data-parallel rank
-  double load_s = 0;      // from the spawn to the last rank's Ready
+  std::vector<LayerLoad> expert_load;
+  actors::DraftPolicy drafts = {0, false};  // at the end: what `next_n: auto` has come to
+  int64_t kv_blocks = 0;                    // of a data-parallel rank
+  double load_s = 0;                        // from the spawn to the last rank's Ready
 };
 
 // Runs `requests`, whose ids are their places, in a session of its own. `observe` is the union of

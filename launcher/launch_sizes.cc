@@ -52,7 +52,8 @@ actors::MoeOptions moe_options(const Config& config) {
   return {.chunk_max_len = config.model.moe_chunk_max_len,
           .deterministic = config.runtime.deterministic,
           .double_routing = config.runtime.moe_dispatch == MoeDispatch::kDoubleRouting,
-          .int8_payload = config.runtime.moe_payload == MoePayload::kInt8};
+          .int8_payload = config.runtime.moe_payload == MoePayload::kInt8,
+          .force_eplb = config.model.force_eplb};
 }
 
 static msg::WeightFormat wire_format(WeightFormat format) {
@@ -106,6 +107,13 @@ msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits
   launch.deterministic = moe.deterministic;
   launch.moe_double_routing = moe.double_routing;
   launch.moe_int8_payload = moe.int8_payload;
+  launch.comm_thread = config.runtime.comm_mode == CommMode::kThread;
+  launch.force_eplb = moe.force_eplb;
+  for (const auto& [layer, experts] : config.parallel.expert_placement.layers) {
+    auto& placed = *launch.expert_placement.emplace_back(std::make_unique<msg::LayerPlacementT>());
+    placed.layer = layer;
+    placed.experts = experts;
+  }
   launch.faults = config.inject;
   if (!config.trace_dir.empty()) launch.trace_events = trace_events(config.parallel.world_size);
   return launch;

@@ -70,7 +70,7 @@ std::vector<Axis> axes(const model::ModelConfig& model, const ParallelLayout& la
     add_tp("moe_tp", s.moe_tp_size,
            part_text("columns of an expert", model.moe_intermediate_size, s.moe_tp_size));
     result.push_back({"ep", s.moe_ep_size(), [&](int rank) { return layout.ep_group(rank); },
-                      part_text("experts", model.n_routed_experts, s.moe_ep_size())});
+                      part_text("experts", layout.num_physical_experts(), s.moe_ep_size())});
   }
   add_tp("lmhead_tp", s.lmhead_tp_size,
          part_text("columns of the LM head", model.vocab_size, s.lmhead_tp_size));

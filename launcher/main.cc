@@ -1,19 +1,19 @@
 // launcher/main.cc: the command line of `troupe`. Exit statuses: base/error.h.
 
-#include <spdlog/sinks/stdout_color_sinks.h>
-#include <spdlog/spdlog.h>
-
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <string>
 
 #include "actors/rank.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "launcher/bench_command.h"
+#include "launcher/command_docs.h"
 #include "launcher/commands.h"
 #include "launcher/launch.h"
 #include "launcher/supervisor.h"
 #include "layers/isa.h"
+#include "serve/bench_serve.h"
 #include "serve/serve_command.h"
 
 namespace troupe::launcher {
@@ -63,6 +63,15 @@ void add_run(CLI::App& app, RunArguments& arguments) {
       ->check(CLI::Range(1, 1024));
   command->add_option("--json", arguments.json, "write the report to this file");
   command->callback([&] { run_command(arguments); });
+}
+
+void add_chat(CLI::App& app, ChatArguments& arguments) {
+  CLI::App* command = app.add_subcommand("chat", "talk to the model; reads lines from a pipe too");
+  add_launch(command, arguments.config);
+  command->add_flag("--raw", arguments.raw, "continue plain text, without chat template");
+  command->add_option("--chat-template", arguments.chat_template,
+                      "this Jinja file instead of the checkpoint's");
+  command->callback([&] { chat_command(arguments); });
 }
 
 void add_score(CLI::App& app, ScoreArguments& arguments) {
@@ -122,9 +131,72 @@ void add_convert(CLI::App& app, ConvertArguments& arguments) {
       ->required();
   command
       ->add_option("--quant-mode", arguments.quant_mode,
-                   "bfloat16 (from fp8), w8a8c16 (int8 weights and activations)")
+                   "bfloat16 (from fp8, fp16 or MXFP4), w8a8c16 (int8 weights and activations)")
       ->required();
   command->callback([&] { convert_command(arguments); });
+}
+
+void add_split(CLI::App& app, SplitArguments& arguments) {
+  CLI::App* command = app.add_subcommand("split", "cut a checkpoint up for the ranks of a layout");
+  command->add_option("--input", arguments.input, "checkpoint directory")->required();
+  command->add_option("--output", arguments.output, "directory to make")->required();
+  add_config(command, arguments.config);
+  command->callback([&] { split_command(arguments); });
+}
+
+void add_eplb(CLI::App& app, EplbArguments& arguments) {
+  CLI::App* command =
+      app.add_subcommand("eplb", "place experts by their recorded load, the busiest several times");
+  add_config(command, arguments.config);
+  command
+      ->add_option("--counts", arguments.counts, "report of `run --json` or `bench serve --json`")
+      ->required();
+  command
+      ->add_option("--redundant", arguments.redundant,
+                   "copies of experts beyond one of each, over all ranks")
+      ->default_str("0");
+  command->add_option("--nodes", arguments.nodes, "machines that share the ranks evenly")
+      ->default_str("1");
+  command
+      ->add_option("--output", arguments.output,
+                   "file to write, for runtime_config.expert_placement")
+      ->required();
+  command->callback([&] { eplb_command(arguments); });
+}
+
+void add_explain(CLI::App& app, ConfigArguments& arguments) {
+  CLI::App* command =
+      app.add_subcommand("explain", "every value, where it came from, what follows");
+  add_config(command, arguments);
+  command->callback([&] { explain_command(arguments); });
+}
+
+void add_doctor(CLI::App& app, DoctorArguments& arguments, int& status) {
+  CLI::App* command = app.add_subcommand("doctor", "what of this machine is in the way, and cures");
+  add_config(command, arguments.config);
+  command->get_option("--config")->required(false);
+  command->add_flag("--json", arguments.json, "print JSON");
+  command->callback([&] { status = doctor_command(arguments) ? kExitOk : kExitInternal; });
+}
+
+void add_status(CLI::App& app, StatusArguments& arguments) {
+  CLI::App* command = app.add_subcommand("status", "what running launches do, also one that hangs");
+  command->add_option("pid", arguments.pid, "of one launch; default: all of this user")
+      ->check(CLI::PositiveNumber);
+  command->add_flag("--json", arguments.json, "print JSON");
+  command->callback([&] { status_command(arguments); });
+}
+
+void add_top(CLI::App& app, TopArguments& arguments) {
+  CLI::App* command = app.add_subcommand("top", "the same again and again, with tokens per second");
+  command->add_option("pid", arguments.pid, "of the launch, if there are several")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--interval", arguments.interval_s, "seconds")
+      ->check(CLI::Range(0.1, 3600.0))
+      ->default_str("1");
+  command->add_option("--count", arguments.count, "how often; default: until the launch ends")
+      ->check(CLI::Range(1, 1000000));
+  command->callback([&] { top_command(arguments); });
 }
 
 void add_trace(CLI::App& app, TraceArguments& arguments) {
@@ -176,26 +248,56 @@ void add_rank(CLI::App& app, RankArguments& arguments, int& status) {
   });
 }
 
+void add_command_docs(CLI::App& app, std::string& shell) {
+  app.add_subcommand("man", "print the manual page: troupe man | man -l -")->callback([&app] {
+    fmt::print("{}", man_page(app, TROUPE_VERSION));
+  });
+  CLI::App* command = app.add_subcommand("completion", "print a script that completes commands");
+  command->add_option("shell", shell, "bash")->required()->check(CLI::IsMember({"bash"}));
+  command->callback([&app] { fmt::print("{}", bash_completion(app)); });
+}
+
+void add_log(CLI::App& app, LogOptions& log) {
+  app.add_option("--log-level", log.level, "of the log")
+      ->check(CLI::IsMember(LogOptions::kLevels))
+      ->default_str("info");
+  app.add_option("--log-format", log.format, "lines for people, or JSON")
+      ->check(CLI::IsMember(LogOptions::kFormats))
+      ->default_str("text");
+  app.add_option("--log-subsystems", log.subsystems, "these alone, as scheduler,rank")
+      ->delimiter(',')
+      ->check(CLI::IsMember(LogOptions::kSubsystems));
+  app.add_option("--log-dir", log.directory,
+                 "write launcher.log, rank_N.log of each rank and config.yaml there");
+}
+
 int fail(int status, const std::string& message) {
+  log_to_file(LogLevel::kError, "launcher", message);
   std::fputs(("troupe: " + message + "\n").c_str(), stderr);
   return status;
 }
 
 int parse_and_run(CLI::App& app, int argc, char** argv) {
   int status = kExitOk;
-  std::string log_level = "info";
+  LogOptions log;
+  std::string shell;
   RunArguments run;
+  ChatArguments chat;
   ScoreArguments score;
   VerifyArguments verify;
   TokenizeArguments tokenize;
   CheckArguments check;
+  DoctorArguments doctor;
+  ConfigArguments explain;
+  StatusArguments status_of;
+  TopArguments top;
   ConvertArguments convert;
+  SplitArguments split;
+  EplbArguments eplb;
   TraceArguments trace;
   InspectArguments inspect;
   RankArguments rank;
-  app.add_option("--log-level", log_level, "of stderr")
-      ->check(CLI::IsMember({"debug", "info", "warn", "error", "off"}))
-      ->default_str("info");
+  add_log(app, log);
   app.set_version_flag("--version", std::string("troupe ") + TROUPE_VERSION);
   // Not required of CLI11, which would say of a misspelt command only that there is none.
   app.require_subcommand(0, 1);
@@ -204,21 +306,27 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   });
   app.fallthrough();
   app.parse_complete_callback([&] {
-    spdlog::set_default_logger(spdlog::stderr_color_mt("troupe"));
-    spdlog::set_pattern("%^%l%$ %v");
-    spdlog::set_level(spdlog::level::from_str(log_level));
+    start_log(log, rank.rank);
     layers::active_isa();  // a wrong TROUPE_ISA is told before anything starts
   });
   add_run(app, run);
+  add_chat(app, chat);
   add_score(app, score);
   add_verify(app, verify, status);
   add_tokenize(app, tokenize);
   add_check(app, check);
+  add_explain(app, explain);
+  add_doctor(app, doctor, status);
+  add_status(app, status_of);
+  add_top(app, top);
   serve::add_serve_command(app);
-  add_bench_command(app);
+  serve::add_bench_serve(add_bench_command(app));
   add_convert(app, convert);
+  add_split(app, split);
+  add_eplb(app, eplb);
   add_trace(app, trace);
   add_inspect(app, inspect);
+  add_command_docs(app, shell);
   add_rank(app, rank, status);
   app.parse(argc, argv);
   return status;

@@ -7,7 +7,10 @@
 #include <numeric>
 
 #include "actors/rank.h"
+#include "base/error.h"
+#include "launcher/layout_table.h"
 #include "model/inventory.h"
+#include "model/split.h"
 #include "model/weights.h"
 
 namespace troupe::launcher {
@@ -19,7 +22,8 @@ constexpr int64_t kAssumedPrompt = 1024;  // tokens, where the configuration set
 void count_packed(const Config& config, model::ModelConfig model,
                   const model::ParallelLayout& layout, model::WeightOptions options,
                   LaunchMemory& memory) {
-  if (options.with_ckpt && !model::has_checkpoint(config.model.model_path)) {
+  if (options.with_ckpt && !model::has_checkpoint(config.model.model_path) &&
+      !model::is_split(config.model.model_path)) {
     memory.weights_remark = fmt::format("no checkpoint in {}: counted from config.json",
                                         config.model.model_path.string());
     options.with_ckpt = false;
@@ -92,6 +96,47 @@ LaunchMemory launch_memory(const Config& config, const model::ModelConfig& model
   return memory;
 }
 
+LaunchNeeds assumed_needs(const Config& config, const model::ModelConfig& model) {
+  const model::ParallelLayout layout(config.parallel, model);
+  const AssumedLoad assumed = largest_load(config, model);
+  const auto limits = scheduler_limits(config, model, assumed.load, 0);
+  const LaunchMemory memory = launch_memory(config, model, layout, limits);
+  const RankMemory& fullest = memory.ranks[memory.fullest_rank()];
+  const comm::ArenaShape arena{limits.world_size, fullest.windows};
+  return {.ranks = limits.world_size,
+          .threads_per_rank = config.runtime.threads_per_rank,
+          .memory_bytes = memory.total(),
+          .mapped_bytes =
+              address_space_of_rank(arena.bytes(), memory.shared_weights + fullest.private_weights,
+                                    fullest.kv_cache + fullest.workspace)};
+}
+
+namespace {
+
+// What is to be done depends on what takes the room: it is all named.
+[[noreturn]] void throw_too_small(const Config& config, const LaunchMemory& memory, size_t rank,
+                                  double shared, double device) {
+  const auto text = [](size_t bytes) { return bytes_text(static_cast<double>(bytes)); };
+  const RankMemory& needs = memory.ranks[rank];
+  const double all = static_cast<double>(needs.total()) + shared;
+  throw_user_error(
+      "rank {} needs {} (weights {} of its own and {} of what is shared, {} for windows, {} for "
+      "activations, {} for a KV block), but may take {}: mem_fraction_static {} of {}{}; use less "
+      "with runtime_config.weight_format int8 or int4, a smaller comm_buffer_mb, "
+      "max_prefill_tokens or block_size, another number of ranks, or raise {}",
+      rank, bytes_text(all), text(needs.private_weights), bytes_text(shared), text(needs.windows),
+      text(needs.workspace), text(needs.kv_cache),
+      bytes_text(device * config.scheduler.mem_fraction_static),
+      config.scheduler.mem_fraction_static, bytes_text(device),
+      config.runtime.device_memory_gb > 0 ? ""
+                                          : fmt::format(" (this machine's {} over {} ranks)",
+                                                        text(machine_bytes()), memory.ranks.size()),
+      config.runtime.device_memory_gb > 0 ? "runtime_config.device_memory_gb"
+                                          : "scheduler_config.mem_fraction_static");
+}
+
+}  // namespace
+
 actors::SchedulerLimits serving_limits(const Config& config, const model::ModelConfig& model,
                                        const Load& load, uint8_t observe) {
   actors::SchedulerLimits limits = scheduler_limits(config, model, load, observe);
@@ -103,14 +148,16 @@ actors::SchedulerLimits serving_limits(const Config& config, const model::ModelC
   const bool own_device = config.runtime.device_memory_gb > 0;
   const double device = own_device ? config.runtime.device_memory_gb * (1 << 30)
                                    : static_cast<double>(machine_bytes()) / limits.world_size;
-  const auto shared = static_cast<double>(memory.shared_weights);
+  const double shared =
+      static_cast<double>(memory.shared_weights) / (own_device ? 1 : limits.world_size);
   limits.blocks_per_dp_rank = wished;
-  for (const RankMemory& rank : memory.ranks) {
-    const double left = device * config.scheduler.mem_fraction_static -
-                        (own_device ? shared : shared / limits.world_size) -
+  for (size_t i = 0; i < memory.ranks.size(); ++i) {
+    const RankMemory& rank = memory.ranks[i];
+    const double left = device * config.scheduler.mem_fraction_static - shared -
                         static_cast<double>(rank.total() - rank.kv_cache);
     const auto blocks = static_cast<int64_t>(left / static_cast<double>(rank.kv_cache));
-    limits.blocks_per_dp_rank = std::clamp<int64_t>(blocks, 0, limits.blocks_per_dp_rank);
+    if (blocks < 1) throw_too_small(config, memory, i, shared, device);
+    limits.blocks_per_dp_rank = std::min(blocks, limits.blocks_per_dp_rank);
   }
   return limits;
 }

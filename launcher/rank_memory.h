@@ -9,6 +9,7 @@
 #include "actors/scheduler.h"
 #include "launcher/config.h"
 #include "launcher/launch_sizes.h"
+#include "launcher/machine_facts.h"
 #include "model/model_config.h"
 #include "model/parallel_layout.h"
 
@@ -48,10 +49,14 @@ LaunchMemory launch_memory(const Config& config, const model::ModelConfig& model
                            const model::ParallelLayout& layout,
                            const actors::SchedulerLimits& limits);
 
+// Of the largest load that a configuration allows, for `doctor`.
+LaunchNeeds assumed_needs(const Config& config, const model::ModelConfig& model);
+
 // The limits of ranks that are started: scheduler_limits() with KV pools as large as the memory of
 // the fullest rank allows: mem_fraction_static of device_memory_gb (of the machine's share where
 // that is 0), less weights, windows and activations. Not more than twice what the load needs: as
-// much again keeps prefixes for reuse.
+// much again keeps prefixes for reuse. UserError naming what takes the room where not one block
+// fits.
 actors::SchedulerLimits serving_limits(const Config& config, const model::ModelConfig& model,
                                        const Load& load, uint8_t observe);
 

@@ -8,14 +8,10 @@
 
 namespace troupe::launcher {
 
-namespace {
-
 std::string read_text_file(const std::filesystem::path& path) {
   const Mapping file = model::map_input_file(path);
   return {reinterpret_cast<const char*>(file.data()), file.size()};
 }
-
-}  // namespace
 
 std::optional<model::Tokenizer> find_tokenizer(const std::filesystem::path& model_path) {
   if (model::tokenizer_file_name(model_path).empty()) return std::nullopt;

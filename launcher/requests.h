@@ -26,6 +26,9 @@ std::vector<int32_t> prompt_tokens(const Prompt& prompt, const model::Tokenizer*
 void apply_chat_template(std::vector<Prompt>& prompts, const model::Tokenizer* tokenizer,
                          const Config& config, const std::filesystem::path& chat_template);
 
+// A whole file as text; UserError naming it.
+std::string read_text_file(const std::filesystem::path& path);
+
 // Texts to read through, not to continue: the file's, if one is given, then each of `prompt_ids`.
 std::vector<actors::Request> reading_requests(const std::filesystem::path& text_file,
                                               const std::vector<std::string>& prompt_ids,

@@ -28,8 +28,9 @@ std::vector<Prompt> collect_prompts(const RunArguments& arguments, const Config&
     prompts.insert(prompts.end(), from_file.begin(), from_file.end());
   }
   for (const std::string& ids : arguments.prompt_ids) prompts.push_back({"", parse_ids(ids)});
-  if (prompts.empty() && !config.data.dataset_path.empty())
-    prompts = read_prompt_file(config.data.dataset_path);
+  const Config::Data& data = config.data;
+  if (prompts.empty() && (!data.dataset_path.empty() || data.dataset.ends_with(".jsonl")))
+    prompts = read_dataset(data.dataset, data.dataset_path);
   if (prompts.empty())
     throw_user_error(
         "no prompt: give --prompt TEXT, --prompt-file FILE.json or --prompt-ids 1,2,3, "

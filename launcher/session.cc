@@ -2,6 +2,11 @@
 
 #include <unistd.h>
 
+#include <fstream>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "launcher/config_text.h"
 #include "launcher/rank_memory.h"
 #include "model/safetensors.h"
 
@@ -19,6 +24,34 @@ void drop_second_copy(const Config& config) {
     model::drop_from_page_cache(config.model.model_path);
 }
 
+// Beside the logs: what this launch was.
+void write_config(const Config& config) {
+  if (log_options().directory.empty()) return;
+  const std::filesystem::path path = log_options().directory / "config.yaml";
+  std::ofstream file(path);
+  file << config_text(config);
+  file.close();
+  if (!file) throw_user_error("--log-dir: {} cannot be written", path.string());
+}
+
+const char* reason_text(actors::FinishReason reason) {
+  switch (reason) {
+    case actors::FinishReason::kStop:
+      return "stop";
+    case actors::FinishReason::kLength:
+      return "length";
+    case actors::FinishReason::kCancelled:
+      return "cancelled";
+    case actors::FinishReason::kNone:
+      break;
+  }
+  return "";
+}
+
+void log_request(int id, const std::string& text) {
+  log(LogLevel::kDebug, "scheduler", text, {.actor = "scheduler", .request = id});
+}
+
 }  // namespace
 
 Session::Session(const Config& config, const model::ModelConfig& model, const Load& load,
@@ -27,10 +60,17 @@ Session::Session(const Config& config, const model::ModelConfig& model, const Lo
       callbacks_(std::move(callbacks)),
       mailbox_(actors::kLauncherRank,
                [this](int rank, std::span<const std::byte> bytes) { world_->send(rank, bytes); }),
-      scheduler_(mailbox_, limits_, callbacks_.on_tokens,
-                 [this](int id, int rank, int row, int position, int count) {
-                   callbacks_.on_observed(id, world_->observation(rank), row, position, count);
-                 }) {
+      scheduler_(
+          mailbox_, limits_,
+          [this](int id, std::span<const int32_t> tokens, actors::FinishReason reason) {
+            if (reason != actors::FinishReason::kNone)
+              log_request(id, fmt::format("ended: {}", reason_text(reason)));
+            callbacks_.on_tokens(id, tokens, reason);
+          },
+          [this](int id, int rank, int row, int position, int count) {
+            callbacks_.on_observed(id, world_->observation(rank), row, position, count);
+          }) {
+  write_config(config);
   world_.emplace(
       describe_launch(config, limits_, observe), model,
       WorldPaths{.dump = config.runtime.dump_dir, .trace = config.trace_dir},
@@ -43,7 +83,9 @@ Session::Session(const Config& config, const model::ModelConfig& model, const Lo
 }
 
 int Session::submit(actors::Request request) {
+  const size_t prompt_tokens = request.prompt.size();
   const int id = scheduler_.submit(std::move(request));
+  log_request(id, fmt::format("{} tokens of prompt", prompt_tokens));
   world_->wake();
   return id;
 }
@@ -57,6 +99,14 @@ void Session::poll(std::chrono::milliseconds timeout) {
   scheduler_.advance();
   world_->poll(timeout);
   scheduler_.advance();
+  const actors::StepStatistics& done = statistics();
+  const actors::SchedulerState now = state();
+  world_->publish({.prompt_tokens = static_cast<uint64_t>(done.prefill_tokens),
+                   .new_tokens = static_cast<uint64_t>(done.decode_tokens),
+                   .running = now.running,
+                   .waiting = now.waiting,
+                   .kv_blocks_in_use = now.blocks_in_use,
+                   .kv_blocks = now.blocks});
 }
 
 void Session::run_until(const std::function<bool()>& done) {

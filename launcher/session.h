@@ -60,12 +60,13 @@ class Session {
   const actors::SchedulerLimits& limits() const { return limits_; }
   const actors::StepStatistics& statistics() const { return scheduler_.statistics(); }
   actors::SchedulerState state() const { return scheduler_.state(); }
-  int draft_steps() const { return scheduler_.draft_steps(); }
+  const actors::DraftPolicy& drafts() const { return scheduler_.drafts(); }
   actors::SchedulerState dp_rank_state(int dp_rank) const {
     return scheduler_.dp_rank_state(dp_rank);
   }
   comm::ActivitySnapshot activity(int rank) const { return world_->activity(rank); }
   double load_s() const { return world_->load_s(); }
+  std::vector<RankStatus> rank_status() const { return world_->rank_status(); }
 
   // Ends the ranks in order, when idle(); the last call.
   std::vector<RankFigures> shut_down() { return world_->shut_down(); }

@@ -5,8 +5,12 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <fstream>
 #include <iterator>
+#include <nlohmann/json.hpp>
 #include <regex>
+#include <tuple>
 
 #include "base/error.h"
 #include "base/output_path.h"
@@ -173,7 +177,8 @@ class Writer {
 }  // namespace
 
 int64_t trace_events(int world_size) {
-  return std::clamp(kEventsOfAll / world_size, kFewestEvents, kMostEvents);
+  const auto share = static_cast<uint64_t>(kEventsOfAll / world_size);
+  return std::clamp(static_cast<int64_t>(std::bit_floor(share)), kFewestEvents, kMostEvents);
 }
 
 fs::path trace_file(const fs::path& directory, int rank) {
@@ -210,6 +215,29 @@ void write_trace_files(const comm::Arena& arena, const fs::path& directory) {
   for (int rank = 0; rank < world_size; ++rank)
     replace_file(trace_file(directory, rank), json(rank, rank));
   replace_file(launcher_trace_file(directory), json(world_size, -1));
+}
+
+std::string merged_trace(const fs::path& directory, int world_size) {
+  fmt::memory_buffer text;
+  fmt::format_to(
+      std::back_inserter(text),
+      "{{\"displayTimeUnit\":\"ms\",\n\"otherData\":{{\"merged_ranks\":{}}},\n\"traceEvents\":[",
+      world_size);
+  const char* separator = "\n";
+  const auto add_events = [&](const fs::path& path) {
+    std::ifstream file(path, std::ios::binary);
+    std::ignore = nlohmann::json::parse(
+        file, [&](int depth, nlohmann::json::parse_event_t what, nlohmann::json& event) {
+          if (depth != 2 || what != nlohmann::json::parse_event_t::object_end) return true;
+          fmt::format_to(std::back_inserter(text), "{}{}", separator, event.dump());
+          separator = ",\n";
+          return false;
+        });
+  };
+  add_events(launcher_trace_file(directory));
+  for (int rank = 0; rank < world_size; ++rank) add_events(trace_file(directory, rank));
+  fmt::format_to(std::back_inserter(text), "\n]}}\n");
+  return fmt::to_string(text);
 }
 
 }  // namespace troupe::launcher

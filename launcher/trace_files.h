@@ -36,6 +36,10 @@ void make_trace_directory(const std::filesystem::path& directory);
 // ranks that there are no longer, removed. UserError when the directory cannot be written.
 void write_trace_files(const comm::Arena& arena, const std::filesystem::path& directory);
 
+// The events of all files of a launch as one Chrome trace. The files are known to be whole
+// (launcher/trace_reader.h).
+std::string merged_trace(const std::filesystem::path& directory, int world_size);
+
 // What one file holds. rank -1: of the launcher.
 std::string trace_json(const comm::TraceSnapshot& snapshot, int rank, int world_size,
                        int num_experts);

@@ -240,7 +240,8 @@ std::string path_lines(const TraceSet& set) {
       fmt::format("\ncritical path of step {} (median, {:.1f} us), {} changes of rank\n", path.step,
                   us(path.end_ns - path.start_ns), hops);
   std::vector<std::pair<int64_t, std::string>> parts;
-  for (const auto& [name, ns] : by_name) parts.emplace_back(ns, set.names[name].text);
+  for (const auto& [name, ns] : by_name)
+    parts.emplace_back(ns, set.names[name].text == kWait ? "wake_up" : set.names[name].text);
   std::ranges::sort(parts, std::greater());
   for (const auto& [ns, name] : parts | std::views::take(kTopOperations))
     text += fmt::format("  {:<16}{:>10.1f} us{:>8.1f} %\n", name, us(ns), percent(ns, all));

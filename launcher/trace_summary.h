@@ -33,7 +33,7 @@ std::vector<OperationTime> operation_times(const TraceSet& set);
 struct CriticalPath {
   struct Piece {  // work of one rank, latest first
     int rank = 0;
-    int32_t name = 0;
+    int32_t name = 0;  // "wait": what it waits for is done, it has not run since (wake-up)
     int64_t start_ns = 0, end_ns = 0;
   };
   int32_t step = 0;                  // 0: the trace has no whole step

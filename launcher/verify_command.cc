@@ -192,6 +192,10 @@ bool verify_command(const VerifyArguments& arguments) {
   Config config = read_config(arguments.config);
   config.trace_dir.clear();  // of two launches
   require_runnable(config);
+  if (config.model.force_eplb)
+    throw_user_error(
+        "model_config.force_eplb: rows are dealt out by rank, so layouts compute different things; "
+        "verify without it");
   config.model.next_n = 0;  // the MTP layer runs over the text, nothing is drafted
   const model::ModelConfig model = model::read_model_config(config.model.model_path);
   const uint8_t observe = observe_bits(model);

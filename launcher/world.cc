@@ -8,17 +8,21 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
 
 #include "actors/actor.h"
 #include "actors/rank.h"
-#include "comm/arena.h"
+#include "base/log.h"
 #include "comm/endpoint.h"
 #include "comm/flight_recorder.h"
 #include "launcher/failure.h"
 #include "launcher/failure_dump.h"
+#include "launcher/launch_watch.h"
+#include "launcher/machine_facts.h"
 #include "launcher/progress.h"
+#include "launcher/status_server.h"
 #include "launcher/supervisor.h"
 #include "launcher/trace_files.h"
 #include "model/weights.h"
@@ -90,6 +94,14 @@ class EventSet {
   Fd epoll_, wake_;
 };
 
+// The second number of /proc/PID/statm; 0 when the process is gone.
+double resident_mb(int pid) {
+  std::ifstream statm(fmt::format("/proc/{}/statm", pid));
+  int64_t total_pages = 0, resident_pages = 0;
+  statm >> total_pages >> resident_pages;
+  return static_cast<double>(resident_pages * ::sysconf(_SC_PAGESIZE)) / (1 << 20);
+}
+
 }  // namespace
 
 class World::Impl {
@@ -102,19 +114,25 @@ class World::Impl {
         ranks_(launch_.world_size) {
     if (launch_.trace_events > 0) make_trace_directory(paths_.trace);
     create_shared_memory_for(model);
-    if (launch_.trace_events > 0) trace_.emplace(*arena_, world_size());
+    if (launch_.trace_events == 0) return;
+    trace_.emplace(*arena_, world_size());
+    trace_->set_track(comm::TraceTrack::kScheduler);
   }
 
   void start() {
     const auto started = steady_clock::now();
     endpoint_.emplace(world_size());
-    supervisor_.spawn(
-        world_size(),
-        {"--address", endpoint_->address(), "--launcher-pid", std::to_string(::getpid())},
-        {arena_->fd(), weights_fd_.get(), kv_fd_.get(), observation_fd_.get()});
+    std::vector<std::string> arguments = log_options().arguments();
+    for (const std::string& word : {std::string("--address"), endpoint_->address(),
+                                    std::string("--launcher-pid"), std::to_string(::getpid())})
+      arguments.push_back(word);
+    supervisor_.spawn(world_size(), arguments,
+                      {arena_->fd(), weights_fd_.get(), kv_fd_.get(), observation_fd_.get()});
     events_.add(signals_.fd());
     events_.add(endpoint_->poll_fd());
     for (const int fd : supervisor_.poll_fds()) events_.add(fd);
+    const LaunchView seen = view();
+    status_server_.emplace(*arena_, launch_description(seen.sizes, arena_->shape(), seen.pids));
     words_due_ = world_size();
     last_progress_ = steady_clock::now();
     while (words_due_ > 0) poll(kPollInterval);
@@ -124,6 +142,7 @@ class World::Impl {
   }
 
   double load_s() const { return load_s_; }
+  void publish(const comm::LaunchFigures& figures) const { arena_->publish_figures(figures); }
   int poll_fd() const { return events_.fd(); }
   void wake() { events_.wake(); }
   comm::Trace* trace() { return trace_ ? &*trace_ : nullptr; }
@@ -132,6 +151,14 @@ class World::Impl {
     return {observation_shape_, observation_memory_.data() + rank * observation_shape_.bytes()};
   }
 
+  std::vector<RankStatus> rank_status() const {
+    std::vector<RankStatus> ranks;
+    for (int rank = 0; rank < world_size(); ++rank) {
+      const int pid = supervisor_.pid(rank);
+      ranks.push_back({rank, pid, arena_->snapshot(rank), resident_mb(pid)});
+    }
+    return ranks;
+  }
   comm::ActivitySnapshot activity(int rank) const { return arena_->snapshot(rank); }
 
   void send_plan(int rank, std::span<const std::byte> bytes) {
@@ -181,6 +208,7 @@ class World::Impl {
     const model::WeightLoader loader(launch_.model_path, model,
                                      model::ParallelLayout(actors::parallel_sizes(launch_), model),
                                      actors::weight_options(launch_));
+    require_resources(model, loader);
     launch_.shared_weight_bytes = loader.shared_bytes();
     arena_.emplace(
         comm::Arena::create({world_size(), static_cast<size_t>(launch_.comm_buffer_bytes),
@@ -191,6 +219,19 @@ class World::Impl {
     const size_t observed = observation_shape_.bytes() * world_size();
     observation_fd_ = create_shared_memory("troupe-observation", observed);
     observation_memory_ = Mapping(observation_fd_.get(), observed, Mapping::Access::kReadOnly);
+  }
+
+  void require_resources(const model::ModelConfig& model, const model::WeightLoader& loader) const {
+    size_t weights = 0;
+    for (int rank = 0; rank < world_size(); ++rank)
+      weights = std::max(weights, loader.private_bytes(rank));
+    const comm::ArenaShape arena{world_size(), static_cast<size_t>(launch_.comm_buffer_bytes)};
+    const size_t kv_section = actors::kv_section_bytes(actors::kv_cache_shape(launch_, model));
+    require_limits({.ranks = world_size(),
+                    .threads_per_rank = launch_.threads_per_rank,
+                    .mapped_bytes = address_space_of_rank(
+                        arena.bytes(), weights + loader.shared_bytes(), kv_section)},
+                   read_machine_facts());
   }
 
   void on_signal(int signal) {
@@ -251,9 +292,13 @@ class World::Impl {
     if (const auto* goodbye = envelope.body_as_Goodbye()) {
       ranks_[rank].gone = true;
       --words_due_;
-      figures_.push_back({rank, static_cast<double>(goodbye->rss_kb()) / 1024.0,
+      RankFigures figures{rank, static_cast<double>(goodbye->rss_kb()) / 1024.0,
                           static_cast<double>(goodbye->pss_kb()) / 1024.0, goodbye->bytes_sent(),
-                          static_cast<double>(goodbye->wait_us()) / 1000.0});
+                          static_cast<double>(goodbye->wait_us()) / 1000.0};
+      if (goodbye->expert_load() != nullptr)
+        for (const msg::LayerLoad* layer : *goodbye->expert_load())
+          figures.expert_load[layer->layer()].assign(layer->rows()->begin(), layer->rows()->end());
+      figures_.push_back(std::move(figures));
       return;
     }
     if (envelope.body_as_StepDone() != nullptr) {
@@ -376,6 +421,7 @@ class World::Impl {
   EventSet events_;
   std::optional<comm::LauncherEndpoint> endpoint_;
   Supervisor supervisor_;
+  std::optional<StatusServer> status_server_;
   std::vector<RankView> ranks_;
   ProgressBar progress_{"loading weights"};
   std::vector<RankFigures> figures_;
@@ -394,6 +440,7 @@ World::World(msg::LaunchT launch, const model::ModelConfig& model, WorldPaths pa
 World::~World() = default;
 double World::load_s() const { return impl_->load_s(); }
 actors::Observation World::observation(int rank) const { return impl_->observation(rank); }
+std::vector<RankStatus> World::rank_status() const { return impl_->rank_status(); }
 comm::ActivitySnapshot World::activity(int rank) const { return impl_->activity(rank); }
 void World::send(int rank, std::span<const std::byte> envelope) {
   impl_->send_plan(rank, envelope);
@@ -402,6 +449,7 @@ void World::poll(milliseconds timeout) { impl_->poll(timeout); }
 int World::poll_fd() const { return impl_->poll_fd(); }
 comm::Trace* World::trace() const { return impl_->trace(); }
 void World::wake() { impl_->wake(); }
+void World::publish(const comm::LaunchFigures& figures) { impl_->publish(figures); }
 std::vector<RankFigures> World::shut_down() { return impl_->shut_down(); }
 
 }  // namespace troupe::launcher

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <stdexcept>
@@ -49,6 +50,14 @@ struct RankFigures {
   double rss_mb = 0, pss_mb = 0;
   uint64_t bytes_sent = 0;
   double wait_ms = 0;
+  std::map<int, std::vector<uint64_t>> expert_load = {};  // actors::ExpertLoad
+};
+
+// What a rank is doing at this moment.
+struct RankStatus {
+  int rank = 0, pid = 0;
+  comm::ActivitySnapshot activity;
+  double rss_mb = 0;
 };
 
 // Directories for what is told of a launch besides its output; none if empty.
@@ -81,6 +90,8 @@ class World {
   actors::Observation observation(int rank) const;
   comm::ActivitySnapshot activity(int rank) const;  // what it does at this moment
 
+  std::vector<RankStatus> rank_status() const;  // in order of rank
+
   // To one rank. Each StepPlan is to be answered by one StepDone within the launch's time limit.
   void send(int rank, std::span<const std::byte> envelope);
 
@@ -91,6 +102,9 @@ class World {
   int poll_fd() const;
   comm::Trace* trace() const;  // of this process; null if there is none
   void wake();  // makes poll() return, now or the next time it is called; from any thread
+
+  // For those who look on (`troupe status`).
+  void publish(const comm::LaunchFigures& figures);
 
   // Ends the ranks in order; nothing else may be called after it. Figures in order of rank.
   std::vector<RankFigures> shut_down();

@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "model/json_file.h"
 #include "model/model_config.h"
+#include "model/mxfp4.h"
 #include "model/weight_source.h"
 
 namespace troupe::model {
@@ -29,7 +30,15 @@ constexpr const char* kScaleInv = "_scale_inv";  // of fp8 blocks
 constexpr const char* kInt8Ignored[] = {"lm_head", "re:.*\\.gate$", "re:.*eh_proj$",
                                         "re:.*kv_b_proj$", "re:.*shared_head\\.head$"};
 
-enum class Action { kCopy, kToBf16, kToInt8 };
+enum class Action { kCopy, kToBf16, kToInt8, kExpertsToBf16 };
+
+constexpr std::string_view kBlocks = "_blocks", kMxfp4Scales = "_scales";
+
+// Experts of a layer as they are published in bf16: [experts, cols, rows] of codes [experts, rows,
+// cols / 32, 16].
+std::vector<int64_t> exchanged_shape(const Tensor& blocks) {
+  return {blocks.shape[0], blocks.shape[2] * kMxfp4Block, blocks.shape[1]};
+}
 
 struct Job {
   std::string name;
@@ -39,6 +48,7 @@ struct Job {
   std::string scale_name() const { return name + "_scale"; }
   std::vector<Entry> entries() const {
     if (action == Action::kCopy) return {{name, tensor->dtype, tensor->shape}};
+    if (action == Action::kExpertsToBf16) return {{name, Dtype::kBf16, exchanged_shape(*tensor)}};
     if (action == Action::kToBf16) return {{name, Dtype::kBf16, tensor->shape}};
     return {{name, Dtype::kI8, tensor->shape}, {scale_name(), Dtype::kF32, {tensor->shape[0], 1}}};
   }
@@ -65,8 +75,12 @@ class Conversion {
  public:
   explicit Conversion(const ConvertOptions& options)
       : options_(options), checkpoint_(options.input), source_(options.input) {
-    read_model_config(options.input,
-                      ModelUse::kCheck);  // a model we know, and none quantised twice
+    // A model we know, and none quantised twice.
+    const ModelConfig config = read_model_config(options.input, ModelUse::kCheck);
+    if (config.family == Family::kGptOss && options.mode == QuantMode::kW8A8C16)
+      throw_user_error(
+          "{}: w8a8c16 is not supported for gpt_oss: its experts have 4 bits already; bfloat16 is",
+          options.input.string());
     plan_jobs();
     plan_shards();
   }
@@ -94,24 +108,38 @@ class Conversion {
       if (is_block_scale(name)) continue;
       const Action action = action_for(name, *tensor);
       converts |= action != Action::kCopy;
-      jobs_.push_back({name, tensor, action});
+      const bool experts = action == Action::kExpertsToBf16;
+      jobs_.push_back(
+          {experts ? name.substr(0, name.size() - kBlocks.size()) : name, tensor, action});
     }
     if (!converts)
       throw_user_error("{}: holds no {} weights; nothing to convert", options_.input.string(),
-                       options_.mode == QuantMode::kBfloat16 ? "fp8" : "fp8, bf16 or fp32 linear");
+                       options_.mode == QuantMode::kBfloat16 ? "fp8, fp16 or MXFP4"
+                                                             : "fp8, bf16, fp16 or fp32 linear");
   }
 
   bool is_block_scale(const std::string& name) const {
+    if (name.ends_with(kMxfp4Scales))
+      return is_mxfp4(name.substr(0, name.size() - kMxfp4Scales.size()) + std::string(kBlocks));
     if (!name.ends_with(kScaleInv)) return false;
     const Tensor* scaled = checkpoint_.find(name.substr(0, name.size() - strlen(kScaleInv)));
     return scaled != nullptr && scaled->dtype == Dtype::kF8E4M3;
   }
 
+  bool is_mxfp4(const std::string& name) const {
+    const Tensor* blocks = checkpoint_.find(name);
+    return name.ends_with(kBlocks) && blocks != nullptr && blocks->dtype == Dtype::kU8 &&
+           blocks->shape.size() == 4;
+  }
+
   Action action_for(const std::string& name, const Tensor& tensor) const {
-    const bool fp8 = tensor.dtype == Dtype::kF8E4M3;
-    const bool readable = fp8 || tensor.dtype == Dtype::kBf16 || tensor.dtype == Dtype::kF32;
+    const bool fp8 = tensor.dtype == Dtype::kF8E4M3, fp16 = tensor.dtype == Dtype::kF16;
+    if (is_mxfp4(name)) return Action::kExpertsToBf16;
+    const bool readable =
+        fp8 || fp16 || tensor.dtype == Dtype::kBf16 || tensor.dtype == Dtype::kF32;
     if (options_.mode == QuantMode::kW8A8C16 && readable && becomes_int8(name, tensor))
       return Action::kToInt8;
+    if (fp16 && tensor.shape.size() == 2) return Action::kToBf16;
     if (!fp8) return Action::kCopy;
     if (tensor.shape.size() != 2)
       throw_user_error("{}: tensor '{}' is fp8 and no matrix; blocks of 128 x 128 scale matrices",
@@ -203,6 +231,7 @@ class Conversion {
       writer.write(job.name, 0, job.tensor->data, static_cast<int64_t>(job.tensor->bytes / size));
       return;
     }
+    if (job.action == Action::kExpertsToBf16) return write_experts(job, writer);
     const int64_t rows = job.tensor->shape[0], cols = job.tensor->shape[1];
     if (rows == 0 || cols == 0) return;
     const TensorSpec spec{job.name, TensorKind::kLinear, rows, cols};
@@ -223,6 +252,29 @@ class Conversion {
       }
     }
     if (job.action == Action::kToInt8) writer.write(job.scale_name(), 0, scales.data(), rows);
+  }
+
+  // One expert is in memory at a time, twice.
+  void write_experts(const Job& job, SafetensorsWriter& writer) {
+    const int64_t experts = job.tensor->shape[0], rows = job.tensor->shape[1];
+    const int64_t cols = job.tensor->shape[2] * kMxfp4Block;
+    std::vector<Bf16> exchanged(rows * cols);
+    for (int64_t expert = 0; expert < experts; ++expert) {
+      const TensorSpec spec{.name = job.name,
+                            .kind = TensorKind::kMxfp4,
+                            .rows = rows,
+                            .cols = cols,
+                            .first_row = expert * rows,
+                            .stored_shape = {experts, rows, cols}};
+      source_.type(spec);  // that its scales are there
+      const layers::SourceRows source = source_.read(spec, {0, rows}, {0, cols}, buffer_);
+      const auto* values = reinterpret_cast<const Bf16*>(source.data);
+      for (int64_t row = 0; row < rows; ++row)
+        for (int64_t col = 0; col < cols; ++col)
+          exchanged[col * rows + row] = values[row * source.row_stride + col];
+      writer.write(job.name, expert * rows * cols, exchanged.data(), rows * cols);
+    }
+    forget(*checkpoint_.find(job.name + std::string(kMxfp4Scales)));
   }
 
   float quantize_row(const std::string& name, int64_t r, const std::vector<float>& row,

@@ -9,7 +9,9 @@
 namespace troupe::model {
 
 enum class QuantMode {
-  // fp8 matrices become bf16: code * scale, rounded once.
+  // fp8 matrices become bf16: code * scale, rounded once; fp16 ones are rounded, MXFP4 experts
+  // exact, in the form of Hugging Face's unquantised GPT-OSS: `experts.gate_up_proj` [experts,
+  // hidden, 2 * width], `experts.down_proj` [experts, width, hidden].
   kBfloat16,
   // Matrices become int8, one fp32 scale per output row: scale = max |w| / 127, code =
   // round(w / scale), ties to even; activations are quantised when the model runs. Written as

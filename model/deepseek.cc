@@ -56,18 +56,18 @@ class DeepseekWeights final : public FamilyWeights {
 
   void feed_forward(const std::string& prefix, int layer, LayerWeights& weights) override {
     if (config_.is_moe_layer(layer)) {
-      weights.moe = moe(prefix);
+      weights.moe = moe(prefix, layer);
     } else {
       weights.dense = mlp(prefix, config_.intermediate_size, sizes_.dense_tp_size);
     }
   }
 
-  MoeWeights moe(const std::string& prefix) {
+  MoeWeights moe(const std::string& prefix, int layer) {
     MoeWeights weights;
     weights.gate = replicated(router(prefix + "gate.weight"));
     if (config_.gate_has_bias)
       weights.gate_bias = bias(prefix + "gate.e_score_correction_bias", config_.n_routed_experts);
-    weights.experts = experts(prefix);
+    weights.experts = experts(prefix, layer);
     if (config_.n_shared_experts > 0)
       weights.shared = mlp(prefix + "shared_experts.", config_.shared_intermediate_size(),
                            sizes_.shared_tp_size);

@@ -81,12 +81,12 @@ MlpWeights FamilyWeights::mlp(const TensorSpec& gate, const TensorSpec& up, cons
   return weights;
 }
 
-std::vector<MlpWeights> FamilyWeights::experts(const std::string& prefix) {
+std::vector<MlpWeights> FamilyWeights::experts(const std::string& prefix, int layer) {
   std::vector<MlpWeights> all;
   const Range mine = layout_.experts(builder_.world_rank());
-  for (int64_t expert = mine.begin; expert < mine.end; ++expert)
-    all.push_back(mlp(fmt::format("{}experts.{}.", prefix, expert), config_.moe_intermediate_size,
-                      expert_cut()));
+  for (int64_t physical = mine.begin; physical < mine.end; ++physical)
+    all.push_back(mlp(fmt::format("{}experts.{}.", prefix, layout_.logical_expert(layer, physical)),
+                      config_.moe_intermediate_size, expert_cut()));
   return all;
 }
 

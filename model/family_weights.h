@@ -56,8 +56,8 @@ class FamilyWeights {
   // Hugging Face's names of a gated MLP: gate_proj, up_proj, down_proj.
   MlpWeights mlp(const std::string& prefix, int64_t width, Cut cut);
   MlpWeights mlp(const TensorSpec& gate, const TensorSpec& up, const TensorSpec& down, Cut cut);
-  // This rank's experts, "<prefix>experts.E."
-  std::vector<MlpWeights> experts(const std::string& prefix);
+  // This rank's experts of a layer, "<prefix>experts.E."
+  std::vector<MlpWeights> experts(const std::string& prefix, int layer);
   // q_proj, k_proj, v_proj and, if `with_biases`, their biases: one matrix.
   GqaWeights gqa(const std::string& prefix, bool with_biases);
   PackedMatrix output_projection(const std::string& prefix);

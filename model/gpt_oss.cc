@@ -26,14 +26,15 @@ class GptOssWeights final : public FamilyWeights {
     return weights;
   }
 
-  void feed_forward(const std::string& prefix, int, LayerWeights& weights) override {
+  void feed_forward(const std::string& prefix, int layer, LayerWeights& weights) override {
     const int64_t num_experts = config_.n_routed_experts, hidden = config_.hidden_size;
     MoeWeights& moe = weights.moe.emplace();
     moe.gate = replicated(router(prefix + "router.weight"));
     moe.router_bias = bias(prefix + "router.bias", num_experts);
     const Range mine = layout_.experts(builder_.world_rank());
-    for (int64_t expert = mine.begin; expert < mine.end; ++expert)
-      moe.experts.push_back(one_expert(prefix + "experts.", expert));
+    for (int64_t physical = mine.begin; physical < mine.end; ++physical)
+      moe.experts.push_back(
+          one_expert(prefix + "experts.", layout_.logical_expert(layer, physical)));
     moe.down_bias = builder_.vector({.name = prefix + "experts.down_proj_bias",
                                      .kind = TensorKind::kBias,
                                      .rows = num_experts,

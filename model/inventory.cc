@@ -30,6 +30,7 @@ class Recorder final : public WeightSource {
     specs_.emplace(tensor.name, tensor);
     return source_.type(tensor);
   }
+  bool has_codes(const TensorSpec& tensor) const override { return source_.has_codes(tensor); }
   layers::SourceRows read(const TensorSpec& tensor, Range, Range, RowBuffer&) const override {
     TROUPE_CHECK(false, "a walk that measures has read '{}'", tensor.name);
   }

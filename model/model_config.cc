@@ -127,6 +127,8 @@ void read_moe(const JsonObject& json, ModelConfig& config) {
   config.n_routed_experts = as_int(json.integer("n_routed_experts", kExperts, 0));
   if (config.n_routed_experts == 0) return;  // a dense model
   config.moe_intermediate_size = json.integer("moe_intermediate_size", kWidth);
+  // Missing: none, as in the modeling_deepseek.py of the checkpoints. (Transformers' own classes
+  // have other defaults, which no published config.json relies on.)
   config.n_shared_experts = as_int(json.integer("n_shared_experts", {0, 64}, 0));
   config.first_k_dense_replace =
       as_int(json.integer("first_k_dense_replace", {0, config.num_hidden_layers}, 0));

@@ -43,9 +43,11 @@ void check_cuts(const char* key, int size, const char* what, int64_t width) {
 
 void check_experts(const ParallelSizes& sizes, const ModelConfig& config) {
   const int experts = config.n_routed_experts;
+  if (!sizes.expert_placement.empty())
+    check_placement(sizes.expert_placement, config, sizes.moe_ep_size());
   if (experts == 0) return;
   const int ep = sizes.moe_ep_size();
-  if (experts % ep != 0)
+  if (sizes.expert_placement.empty() && experts % ep != 0)
     throw_user_error(
         "parallel_config.world_size {}: {} experts cannot be divided by moe_ep_size {} (= "
         "world_size / moe_tp_size); moe_ep_size must be one of {}",
@@ -63,7 +65,7 @@ ParallelLayout::ParallelLayout(const ParallelSizes& sizes, const ModelConfig& co
     : sizes_(sizes),
       num_heads_(config.num_attention_heads),
       num_kv_heads_(config.num_key_value_heads),
-      num_experts_(config.n_routed_experts),
+      num_physical_experts_(config.n_routed_experts),
       vocab_size_(config.vocab_size) {
   const int world_size = sizes.world_size;
   if (world_size < 1 || world_size > kMaxWorldSize)
@@ -82,6 +84,8 @@ ParallelLayout::ParallelLayout(const ParallelSizes& sizes, const ModelConfig& co
   check_divides_heads("o_proj_tp_size", sizes.o_proj_tp_size, config.num_attention_heads,
                       world_size);
   check_experts(sizes, config);
+  if (!sizes.expert_placement.empty())
+    num_physical_experts_ = std::ssize(sizes.expert_placement.layers.begin()->second);
   check_cuts("dense_tp_size", sizes.dense_tp_size, "intermediate_size", config.intermediate_size);
   check_cuts("embed_tp_size", sizes.embed_tp_size, "vocab_size", config.vocab_size);
   check_cuts("lmhead_tp_size", sizes.lmhead_tp_size, "vocab_size", config.vocab_size);
@@ -130,7 +134,12 @@ int64_t ParallelLayout::max_kv_heads() const {
 }
 
 Range ParallelLayout::experts(int world_rank) const {
-  return piece(num_experts_, ep_rank(world_rank), sizes_.moe_ep_size());
+  return piece(num_physical_experts_, ep_rank(world_rank), sizes_.moe_ep_size());
+}
+
+int32_t ParallelLayout::logical_expert(int layer, int64_t physical) const {
+  const auto& layers = sizes_.expert_placement.layers;
+  return layers.empty() ? static_cast<int32_t>(physical) : layers.at(layer)[physical];
 }
 
 Range ParallelLayout::vocab_rows(int world_rank) const {

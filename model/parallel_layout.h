@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "layers/packed_matrix.h"
+#include "model/expert_placement.h"
 #include "model/model_config.h"
 
 namespace troupe::model {
@@ -20,7 +21,8 @@ struct ParallelSizes {
   int o_proj_tp_size = 1;
   int shared_tp_size = 1;
   int cp_size = 1;
-  bool enable_o_proj_alltoall = false;  // custom_params: heads to tokens before o_proj
+  bool enable_o_proj_alltoall = false;    // custom_params: heads to tokens before o_proj
+  ExpertPlacement expert_placement = {};  // runtime_config; empty: each expert once, in order
 
   int attn_dp_size() const { return world_size / attn_tp_size; }
   int moe_ep_size() const { return world_size / moe_tp_size; }
@@ -42,8 +44,8 @@ inline Range piece(int64_t width, int index, int count) {
 class ParallelLayout {
  public:
   // Throws UserError when a size does not divide the world or the model, with the sizes that would
-  // work: heads % attn_tp, experts % moe_ep. The vocabulary and the MLPs' widths need not divide,
-  // but every part of them holds something.
+  // work: heads % attn_tp, experts % moe_ep (check_placement() where there is one). The vocabulary
+  // and the MLPs' widths need not divide, but every part of them holds something.
   ParallelLayout(const ParallelSizes& sizes, const ModelConfig& config);
 
   const ParallelSizes& sizes() const { return sizes_; }
@@ -68,9 +70,13 @@ class ParallelLayout {
   // than there are.
   Range kv_heads(int world_rank) const;
   int64_t max_kv_heads() const;               // of any rank
-  Range experts(int world_rank) const;        // routed experts
+  Range experts(int world_rank) const;        // physical routed experts
   Range vocab_rows(int world_rank) const;     // of the embedding
   Range vocab_columns(int world_rank) const;  // of the LM head
+
+  // Physical experts of a layer: the model's own unless some have several copies.
+  int64_t num_physical_experts() const { return num_physical_experts_; }
+  int32_t logical_expert(int layer, int64_t physical) const;
 
   // Part `tp_rank` of `tp_size` of `width` outputs of a column-parallel product, cut at leaf
   // boundaries so that it matches the inputs of the row-parallel product that follows.
@@ -81,7 +87,7 @@ class ParallelLayout {
 
  private:
   ParallelSizes sizes_;
-  int64_t num_heads_, num_kv_heads_, num_experts_, vocab_size_;
+  int64_t num_heads_, num_kv_heads_, num_physical_experts_, vocab_size_;
 };
 
 }  // namespace troupe::model

@@ -18,10 +18,10 @@ class Qwen3MoeWeights final : public FamilyWeights {
     return weights;
   }
 
-  void feed_forward(const std::string& prefix, int, LayerWeights& weights) override {
+  void feed_forward(const std::string& prefix, int layer, LayerWeights& weights) override {
     MoeWeights& moe = weights.moe.emplace();
     moe.gate = replicated(router(prefix + "gate.weight"));
-    moe.experts = experts(prefix);
+    moe.experts = experts(prefix, layer);
   }
 };
 

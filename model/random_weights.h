@@ -16,6 +16,7 @@ class RandomSource final : public WeightSource {
   // The tensors that a checkpoint may leave out (the MTP module's copies) are left out.
   bool has(std::string_view) const override { return false; }
   Dtype type(const TensorSpec& tensor) const override;
+  bool has_codes(const TensorSpec&) const override { return true; }
   layers::SourceRows read(const TensorSpec& tensor, Range rows, Range cols,
                           RowBuffer& buffer) const override;
 

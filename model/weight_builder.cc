@@ -28,8 +28,8 @@ std::optional<WeightType> quantized_type(WeightOptions::Format format) {
   return std::nullopt;
 }
 
-float widen(Dtype dtype, const std::byte* from, int64_t index) {
-  if (dtype == Dtype::kF32) {
+float widen(layers::SourceRows::Type type, const std::byte* from, int64_t index) {
+  if (type == layers::SourceRows::Type::kF32) {
     float value;
     std::memcpy(&value, from + index * sizeof value, sizeof value);
     return value;
@@ -73,7 +73,11 @@ WeightType WeightBuilder::packed_type(const MatrixSpec& spec) const {
   if (const auto quantized = quantized_type(options_.format);
       quantized && first.kind != TensorKind::kUnquantized)
     return *quantized;
+  const bool as_stored = options_.format == WeightOptions::Format::kAuto && !options_.exact;
+  if (as_stored && first.kind == TensorKind::kMxfp4 && source_.has_codes(first))
+    return WeightType::kMxfp4;
   if (dtype == Dtype::kF32) return WeightType::kF32;
+  if (dtype == Dtype::kF16) return options_.exact ? WeightType::kF32 : WeightType::kBf16;
   if (dtype == Dtype::kBf16) return WeightType::kBf16;
   if (options_.format == WeightOptions::Format::kBf16) return WeightType::kBf16;
   if (options_.format == WeightOptions::Format::kF32) return WeightType::kF32;
@@ -81,7 +85,7 @@ WeightType WeightBuilder::packed_type(const MatrixSpec& spec) const {
 }
 
 WeightType WeightBuilder::kv_b_type() const {
-  if (options_.exact_kv_b) return WeightType::kF32;
+  if (options_.exact) return WeightType::kF32;
   return quantized_type(options_.format) ? WeightType::kInt8 : WeightType::kBf16;
 }
 
@@ -118,7 +122,7 @@ bool WeightBuilder::packs(int tp_size, int shard, size_t bytes) {
   }
   if (packer != world_rank_) return false;
   packed_bytes_ += bytes;
-  return memory_.own != nullptr || memory_.shared != nullptr;
+  return memory_.own != nullptr || memory_.shared != nullptr || memory_.reads_only;
 }
 
 void WeightBuilder::pack_by_pieces(int tp_size, int shard, int64_t rows, size_t row_bytes,
@@ -146,8 +150,9 @@ void WeightBuilder::pack_piece(const MatrixSpec& spec, Range rows, PackedMatrix&
     const int64_t end = std::min(rows.end, part_begin + part.rows.size());
     if (begin < end) {
       const int64_t shift = part.rows.begin - part_begin;
-      layers::pack_rows(matrix, begin, end - begin,
-                        source_.read(part.tensor, {begin + shift, end + shift}, inputs, buffer_));
+      const layers::SourceRows source =
+          source_.read(part.tensor, {begin + shift, end + shift}, inputs, buffer_);
+      if (!memory_.reads_only) layers::pack_rows(matrix, begin, end - begin, source);
     }
     part_begin += part.rows.size();
   }
@@ -191,10 +196,12 @@ PackedMatrix WeightBuilder::kv_b_part(int tp_size, const PerShard<MatrixPart>& s
 // side.
 void WeightBuilder::pack_transposed(const MatrixPart& part, PackedMatrix& matrix) {
   const int64_t cols = part.tensor.cols;
+  const layers::SourceRows source = source_.read(part.tensor, part.rows, {0, cols}, buffer_);
+  if (memory_.reads_only) return;
   PackedMatrix tiles = layers::plan_packed(WeightType::kF32, part.rows.size(), whole(cols));
   std::vector<float> tile_data(tiles.data_bytes() / sizeof(float));
   tiles.data = reinterpret_cast<std::byte*>(tile_data.data());
-  layers::pack_rows(tiles, 0, tiles.rows, source_.read(part.tensor, part.rows, {0, cols}, buffer_));
+  layers::pack_rows(tiles, 0, tiles.rows, source);
   const int64_t stride = tiles.tiles() * layers::kTileRows;
   std::vector<float> transposed(tile_data.size());  // [cols, stride]
   for (int64_t tile = 0; tile < tiles.tiles(); ++tile)
@@ -254,18 +261,19 @@ std::span<const float> WeightBuilder::vector(int tp_size,
 }
 
 void WeightBuilder::widen_into(const TensorSpec& tensor, float* out) {
-  const Dtype dtype = source_.type(tensor);
   const layers::SourceRows source =
       source_.read(tensor, {0, tensor.rows}, {0, tensor.cols}, buffer_);
+  if (memory_.reads_only) return;
   for (int64_t row = 0; row < tensor.rows; ++row)
     for (int64_t i = 0; i < tensor.cols; ++i)
-      *out++ = widen(dtype, source.data, row * source.row_stride + i);
+      *out++ = widen(source.type, source.data, row * source.row_stride + i);
 }
 
 Embedding WeightBuilder::embedding(const TensorSpec& tensor, int tp_size,
                                    const PerShard<Range>& shard_rows) {
   Embedding mine;
-  const Dtype dtype = source_.type(tensor);
+  const Dtype stored = source_.type(tensor);
+  const Dtype dtype = stored == Dtype::kF16 ? Dtype::kF32 : stored;
   const size_t row_bytes = static_cast<size_t>(tensor.cols) * dtype_size(dtype);
   for (const int shard : visited_shards(tp_size)) {
     const Range vocab = shard_rows(shard);
@@ -273,8 +281,9 @@ Embedding WeightBuilder::embedding(const TensorSpec& tensor, int tp_size,
     pack_by_pieces(tp_size, shard, vocab.size(), row_bytes, [&](Range rows) {
       const Range from{vocab.begin + rows.begin, vocab.begin + rows.end};
       const layers::SourceRows source = source_.read(tensor, from, {0, tensor.cols}, buffer_);
-      std::memcpy(memory + rows.begin * row_bytes, source.data,
-                  static_cast<size_t>(rows.size()) * row_bytes);
+      if (!memory_.reads_only)
+        std::memcpy(memory + rows.begin * row_bytes, source.data,
+                    static_cast<size_t>(rows.size()) * row_bytes);
     });
     if (holds(tp_size, shard)) mine = {dtype, memory, vocab};
   }

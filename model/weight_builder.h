@@ -27,6 +27,8 @@ struct MatrixSpec {
 struct WeightMemory {
   std::byte* shared = nullptr;
   std::byte* own = nullptr;
+  bool reads_only =
+      false;  // reads what it would pack, and packs nothing: for a source that listens
 };
 
 // One rank's walk over all weights of a model, in one fixed order. The same walk measures (without
@@ -51,7 +53,7 @@ class WeightBuilder {
   bool has(std::string_view tensor) const { return source_.has(tensor); }
 
   PackedMatrix matrix(int tp_size, const PerShard<MatrixSpec>& shard_spec);
-  // As matrix(), in the type of kv_b's parts (WeightOptions::exact_kv_b).
+  // As matrix(), in the type of kv_b's parts (WeightOptions::exact).
   PackedMatrix kv_b_part(int tp_size, const PerShard<MatrixPart>& shard_part);
   // The same of the part's transpose: [tensor.cols, part rows].
   PackedMatrix transposed(int tp_size, const PerShard<MatrixPart>& shard_part);

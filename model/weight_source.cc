@@ -15,6 +15,7 @@ using layers::SourceRows;
 SourceRows::Type source_type(Dtype dtype) {
   switch (dtype) {
     case Dtype::kF32:
+    case Dtype::kF16:
       return SourceRows::Type::kF32;
     case Dtype::kBf16:
       return SourceRows::Type::kBf16;
@@ -49,17 +50,37 @@ const Tensor& CheckpointSource::scales_of(const TensorSpec& tensor) const {
   return scales;
 }
 
+namespace {
+
+// Of an unquantised kMxfp4 tensor: [experts, cols, rows of one expert].
+std::vector<int64_t> exchanged_shape(const TensorSpec& tensor) {
+  std::vector<int64_t> shape = tensor.shape();
+  std::swap(shape.end()[-1], shape.end()[-2]);
+  return shape;
+}
+
+}  // namespace
+
+bool CheckpointSource::has_codes(const TensorSpec& tensor) const { return !has(tensor.name); }
+
 Dtype CheckpointSource::type(const TensorSpec& tensor) const {
-  if (tensor.kind == TensorKind::kMxfp4) {
+  if (tensor.kind == TensorKind::kMxfp4 && has_codes(tensor)) {
     require_mxfp4(tensor);
     return Dtype::kBf16;
+  }
+  if (tensor.kind == TensorKind::kMxfp4) {
+    const Dtype dtype = checkpoint_.require(tensor.name, exchanged_shape(tensor)).dtype;
+    if (dtype != Dtype::kBf16)
+      throw_user_error("{}: tensor '{}' has type {}; supported here: MXFP4, BF16", directory_,
+                       tensor.name, dtype_name(dtype));
+    return dtype;
   }
   const Dtype dtype = checkpoint_.require(tensor.name, tensor.shape()).dtype;
   const bool matrix = !tensor.is_vector() && tensor.kind != TensorKind::kEmbedding;
   if ((dtype == Dtype::kF8E4M3 || dtype == Dtype::kI8) && matrix) {
     scales_of(tensor);
-  } else if (dtype != Dtype::kF32 && dtype != Dtype::kBf16) {
-    throw_user_error("{}: tensor '{}' has type {}; supported here: BF16, F32{}", directory_,
+  } else if (dtype != Dtype::kF32 && dtype != Dtype::kBf16 && dtype != Dtype::kF16) {
+    throw_user_error("{}: tensor '{}' has type {}; supported here: BF16, F16, F32{}", directory_,
                      tensor.name, dtype_name(dtype), matrix ? ", F8_E4M3, I8" : "");
   }
   return dtype;
@@ -67,7 +88,11 @@ Dtype CheckpointSource::type(const TensorSpec& tensor) const {
 
 SourceRows CheckpointSource::read(const TensorSpec& tensor, Range rows, Range cols,
                                   RowBuffer& buffer) const {
-  if (tensor.kind == TensorKind::kMxfp4) return read_mxfp4(tensor, rows, cols, buffer);
+  if (tensor.kind == TensorKind::kMxfp4)
+    return has_codes(tensor) ? read_mxfp4(tensor, rows, cols, buffer)
+                             : read_exchanged(tensor, rows, buffer);
+  if (checkpoint_.require(tensor.name, tensor.shape()).dtype == Dtype::kF16)
+    return read_f16(tensor, rows, buffer);
   SourceRows source = read_plain(tensor, rows, buffer);
   if (source.type == SourceRows::Type::kFp8) check_fp8(tensor, rows, cols, source);
   return source;
@@ -115,9 +140,6 @@ Mxfp4Shapes mxfp4_shapes(const TensorSpec& tensor) {
 }  // namespace
 
 void CheckpointSource::require_mxfp4(const TensorSpec& tensor) const {
-  if (has(tensor.name))
-    throw_user_error("{}: tensor '{}' is not quantised; use the checkpoint with MXFP4 experts",
-                     directory_, tensor.name);
   if (tensor.cols % kMxfp4Block != 0)
     throw_user_error("{}: tensor '{}' has {} inputs; MXFP4 takes a multiple of {}", directory_,
                      tensor.name, tensor.cols, kMxfp4Block);
@@ -129,6 +151,66 @@ void CheckpointSource::require_mxfp4(const TensorSpec& tensor) const {
       throw_user_error("{}: tensor '{}{}' has type {}; MXFP4 is stored as U8", directory_,
                        tensor.name, ending, dtype_name(dtype));
   }
+}
+
+// Row s of the matrix is column s % width of expert s / width.
+SourceRows CheckpointSource::read_exchanged(const TensorSpec& tensor, Range rows,
+                                            RowBuffer& buffer) const {
+  const std::vector<int64_t> shape = exchanged_shape(tensor);
+  const int64_t width = shape.back();
+  const Tensor& stored = checkpoint_.require(tensor.name, shape);
+  buffer.data.resize(rows.size() * tensor.cols * sizeof(Bf16));
+  for (int64_t k = 0; k < tensor.cols; ++k) {
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const int64_t at = tensor.stored_row(row);
+      const int64_t from = (at / width * tensor.cols + k) * width + at % width;
+      std::memcpy(buffer.data.data() + ((row - rows.begin) * tensor.cols + k) * sizeof(Bf16),
+                  stored.data + from * sizeof(Bf16), sizeof(Bf16));
+    }
+  }
+  return {.type = SourceRows::Type::kBf16,
+          .data = buffer.data.data(),
+          .row_stride = tensor.cols,
+          .first_row = rows.begin};
+}
+
+// IEEE 754 binary16: 1-5-10 bits, bias 15. Exact in fp32.
+static float f16_to_float(uint16_t bits) {
+  const int exponent = bits >> 10 & 31, fraction = bits & 0x3ff;
+  float magnitude;
+  if (exponent == 31)
+    magnitude = fraction == 0 ? INFINITY : NAN;
+  else if (exponent == 0)
+    magnitude = std::ldexp(static_cast<float>(fraction), -24);
+  else
+    magnitude = std::ldexp(static_cast<float>(0x400 | fraction), exponent - 25);
+  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
+}
+
+SourceRows CheckpointSource::read_f16(const TensorSpec& tensor, Range rows,
+                                      RowBuffer& buffer) const {
+  // A table: ldexp for each weight would take minutes.
+  static const std::vector<float> kValues = [] {
+    std::vector<float> values(1 << 16);
+    for (uint32_t bits = 0; bits < values.size(); ++bits)
+      values[bits] = f16_to_float(static_cast<uint16_t>(bits));
+    return values;
+  }();
+  const Tensor& stored = checkpoint_.require(tensor.name, tensor.shape());
+  buffer.data.resize(rows.size() * tensor.cols * sizeof(float));
+  std::byte* out = buffer.data.data();
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const std::byte* from = stored.data + tensor.stored_row(row) * tensor.cols * sizeof(uint16_t);
+    for (int64_t k = 0; k < tensor.cols; ++k, from += sizeof(uint16_t), out += sizeof(float)) {
+      uint16_t bits;
+      std::memcpy(&bits, from, sizeof bits);
+      std::memcpy(out, &kValues[bits], sizeof(float));
+    }
+  }
+  return {.type = SourceRows::Type::kF32,
+          .data = buffer.data.data(),
+          .row_stride = tensor.cols,
+          .first_row = rows.begin};
 }
 
 SourceRows CheckpointSource::read_mxfp4(const TensorSpec& tensor, Range rows, Range cols,

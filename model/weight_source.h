@@ -21,7 +21,10 @@ enum class TensorKind {
   kEmbedding,    // a lookup table
   kNorm,         // a vector of scales
   kBias,         // offsets
-  kMxfp4,        // a matrix in 4-bit codes, "<name>_blocks", with a scale each 32, "<name>_scales"
+  // A matrix in 4-bit codes, "<name>_blocks", with a scale each 32, "<name>_scales"; or not
+  // quantised, "<name>", where rows and columns of each expert are exchanged, as Hugging Face's
+  // GptOssExperts keeps them.
+  kMxfp4,
 };
 
 // A tensor that a model family needs, or rows of one that holds more (all experts in one).
@@ -55,9 +58,11 @@ class WeightSource {
 
   virtual bool has(std::string_view name) const = 0;
   // The type in which read() gives it: kF32, kBf16 or, for matrices with their scales, kF8E4M3 or
-  // kI8; an MXFP4 matrix is read as bf16, exactly. Throws UserError when the tensor is missing or
-  // has another shape or type.
+  // kI8; an MXFP4 matrix is read as bf16, exactly. kF16 is read as fp32: no kernel takes it. Throws
+  // UserError when the tensor is missing or has another shape or type.
   virtual Dtype type(const TensorSpec& tensor) const = 0;
+  // Of a kMxfp4 tensor: whether it is quantised.
+  virtual bool has_codes(const TensorSpec& tensor) const = 0;
   // Rows `rows` of it, of which the caller will read inputs `cols`: those are checked (a code or
   // scale that is no number is a UserError). Valid until `buffer` is used again.
   virtual layers::SourceRows read(const TensorSpec& tensor, Range rows, Range cols,
@@ -70,6 +75,7 @@ class CheckpointSource final : public WeightSource {
 
   bool has(std::string_view name) const override { return checkpoint_.find(name) != nullptr; }
   Dtype type(const TensorSpec& tensor) const override;
+  bool has_codes(const TensorSpec& tensor) const override;
   layers::SourceRows read(const TensorSpec& tensor, Range rows, Range cols,
                           RowBuffer& buffer) const override;
 
@@ -78,6 +84,8 @@ class CheckpointSource final : public WeightSource {
   void require_mxfp4(const TensorSpec& tensor) const;
   layers::SourceRows read_mxfp4(const TensorSpec& tensor, Range rows, Range cols,
                                 RowBuffer& buffer) const;
+  layers::SourceRows read_exchanged(const TensorSpec& tensor, Range rows, RowBuffer& buffer) const;
+  layers::SourceRows read_f16(const TensorSpec& tensor, Range rows, RowBuffer& buffer) const;
   layers::SourceRows read_plain(const TensorSpec& tensor, Range rows, RowBuffer& buffer) const;
   void read_int8_scales(const TensorSpec& tensor, Range rows, RowBuffer& buffer) const;
   void check_fp8(const TensorSpec& tensor, Range rows, Range cols,
@@ -92,6 +100,6 @@ inline int64_t num_fp8_blocks(int64_t size) {
   return (size + layers::kFp8Block - 1) / layers::kFp8Block;
 }
 
-layers::SourceRows::Type source_type(Dtype dtype);  // kF32, kBf16, kF8E4M3 or kI8
+layers::SourceRows::Type source_type(Dtype dtype);  // kF32, kBf16, kF8E4M3, kI8; kF16: fp32
 
 }  // namespace troupe::model

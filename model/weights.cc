@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "model/family_weights.h"
 #include "model/random_weights.h"
+#include "model/split.h"
 #include "model/weight_builder.h"
 
 namespace troupe::model {
@@ -12,6 +13,7 @@ struct WeightLoader::Impl {
   ParallelLayout layout;
   WeightOptions options;
   std::unique_ptr<WeightSource> source;
+  std::filesystem::path directory;  // of the checkpoint
 
   WeightBuilder measure(const ParallelLayout& of, int world_rank) const {
     WeightBuilder builder(*source, options, of.sizes().world_size, world_rank);
@@ -22,14 +24,18 @@ struct WeightLoader::Impl {
 
 WeightLoader::WeightLoader(const std::filesystem::path& directory, const ModelConfig& config,
                            const ParallelLayout& layout, const WeightOptions& options)
-    : impl_(new Impl{config, layout, options, nullptr}) {
+    : impl_(new Impl{config, layout, options, nullptr, {}}) {
   if (options.with_mtp && config.num_nextn_predict_layers == 0)
     throw_user_error(
         "{}: the model has no MTP module (num_nextn_predict_layers is 0); set next_n "
         "to 0",
         directory.string());
   if (options.with_ckpt) {
-    impl_->source = std::make_unique<CheckpointSource>(directory);
+    impl_->directory = directory;
+    if (is_split(directory))
+      impl_->source = std::make_unique<SplitSource>(directory, layout.sizes(), options, -1);
+    else
+      impl_->source = std::make_unique<CheckpointSource>(directory);
   } else {
     impl_->source = std::make_unique<RandomSource>(options.seed, config.fp8_weights);
   }
@@ -75,8 +81,13 @@ WeightLoader::Loaded WeightLoader::load(
     done += bytes;
     if (progress) progress(done, measured.packed_bytes());
   };
-  WeightBuilder builder(*impl_->source, impl_->options, impl_->layout.sizes().world_size,
-                        world_rank, {shared, loaded.private_memory.data()}, report);
+  std::unique_ptr<WeightSource> of_rank;
+  if (impl_->options.with_ckpt && is_split(impl_->directory))
+    of_rank = std::make_unique<SplitSource>(impl_->directory, impl_->layout.sizes(), impl_->options,
+                                            world_rank);
+  const WeightSource& source = of_rank ? *of_rank : *impl_->source;
+  WeightBuilder builder(source, impl_->options, impl_->layout.sizes().world_size, world_rank,
+                        {shared, loaded.private_memory.data()}, report);
   loaded.weights = build_weights(impl_->config, impl_->layout, impl_->options.with_mtp, builder);
   TROUPE_CHECK(builder.shared_bytes() == measured.shared_bytes() &&
                    builder.own_bytes() == measured.own_bytes() && done == measured.packed_bytes(),

@@ -58,7 +58,7 @@ struct MoeWeights {
   // [experts * hidden] of all ranks' experts: whoever sums the experts' parts adds it to each, as
   // no rank may hold all parts of an expert. Empty without.
   std::span<const float> down_bias;
-  std::vector<MlpWeights> experts;  // this rank's, in ascending id
+  std::vector<MlpWeights> experts;  // this rank's physical ones, in order
   std::optional<MlpWeights> shared;
 };
 
@@ -98,12 +98,15 @@ struct WeightOptions {
   bool with_ckpt = true;  // false: random values, a function of (seed, tensor name, element)
   uint64_t seed = 0;
   bool with_mtp = false;
-  // How linears are kept. kAuto: as they are stored. kBf16, kF32: fp8 ones are widened (kBf16
-  // rounds). kInt8, kInt4, kMxfp4: all but the router's gate are quantised (layers/quantize.h).
+  // How linears are kept. kAuto: as they are stored. kBf16, kF32: fp8 and MXFP4 ones are widened
+  // (kBf16 rounds fp8). kInt8, kInt4, kMxfp4: all but the router's gate are quantised
+  // (layers/quantize.h).
   enum class Format { kAuto, kBf16, kF32, kInt8, kInt4, kMxfp4 } format = Format::kAuto;
-  // kv_b is kept in two parts per head, one of them transposed: exact fp32 for dtype float32; else
-  // int8 where linears are quantised, and bf16 where they are not.
-  bool exact_kv_b = false;
+  // For dtype float32, which rounds nothing. kv_b is kept in two parts per head, one of them
+  // transposed: exact in fp32; else int8 where linears are quantised, and bf16 where they are not.
+  // MXFP4 matrices are products of fp32 and bf16 under kAuto; else codes stay codes, and inputs are
+  // quantised to int8.
+  bool exact = false;
 };
 
 // Reads the weights of one rank. The same class plans (sizes only) and loads.
@@ -114,8 +117,9 @@ struct WeightOptions {
 // which items are visited, and so every offset, is a function of config and layout alone.
 class WeightLoader {
  public:
-  // Opens the checkpoint (none without with_ckpt) and checks that every tensor of the family is
-  // there with the right shape and type: UserError names the first that is not. Reads no data.
+  // Opens the checkpoint, or one split for this layout (model/split.h); none without with_ckpt.
+  // Checks that every tensor of the family is there with the right shape and type: UserError names
+  // the first that is not. Reads no data.
   WeightLoader(const std::filesystem::path& directory, const ModelConfig& config,
                const ParallelLayout& layout, const WeightOptions& options);
   ~WeightLoader();

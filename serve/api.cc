@@ -131,7 +131,7 @@ Api::Answer Api::tokenize(const HttpRequest& request) const {
     throw ApiError(400, "give either 'prompt' or 'messages'", "prompt");
   std::vector<int32_t> tokens;
   if (as_chat)
-    tokens = chat_prompt(fields, model_, nullptr);
+    tokens = chat_prompt(fields, model_).ids;
   else
     tokens = model_.tokenizer.encode(prompt, add_special);
   fields.refuse_others();

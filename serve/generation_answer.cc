@@ -39,7 +39,7 @@ GenerationAnswer::GenerationAnswer(GenerationRequest request, const ServedModel&
   const ReplyFormat& reply = request_.endpoint == Endpoint::kChat ? model.reply_format : kPlain;
   for (size_t i = 0; i < request_.prompts.size() * request_.n; ++i)
     choices_.push_back(
-        {.stream = ReplyStream(model.tokenizer, reply, request_.stops, request_.in_reasoning)});
+        {.stream = ReplyStream(model.tokenizer, reply, request_.stops, request_.reply_start)});
   open_ = choices_.size();
   for (const auto& prompt : request_.prompts) usage_.prompt_tokens += std::ssize(prompt);
   Refusal refusal{};
@@ -101,7 +101,10 @@ void GenerationAnswer::apply(const GenerationEvent& event) {
   usage_.completion_tokens += std::ssize(event.tokens);
   if (event.reason != FinishReason::kNone) {
     choice.stream.finish(choice.so_far.text);
-    choice.so_far.finish_reason = event.reason == FinishReason::kStop ? "stop" : "length";
+    const bool calls = choice.calls_told > 0 || !choice.so_far.text.tool_calls.empty();
+    choice.so_far.finish_reason = event.reason != FinishReason::kStop ? "length"
+                                  : calls                             ? "tool_calls"
+                                                                      : "stop";
     choice.ended = true;
     --open_;
     // Answers to one prompt have its tokens in common; counted once, as the prompt is.
@@ -138,7 +141,9 @@ void GenerationAnswer::tell_parts(std::string& body) {
     choice.opened = told_ = true;
     if (silent && part.finish_reason == nullptr) continue;
     body += event(format_->part(index, part));
+    choice.calls_told += std::ssize(part.text.tool_calls);
     choice.so_far = {};
+    choice.so_far.first_call = choice.calls_told;
   }
 }
 

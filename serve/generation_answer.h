@@ -29,6 +29,7 @@ class GenerationAnswer final : public HttpAnswer {
     AnswerPart so_far = {};  // not told yet; of a whole answer everything
     std::vector<std::pair<int32_t, actors::TokenLogProbs>> held = {};  // while text is held back
     int64_t offset = 0;                                                // of `held`, in characters
+    int64_t calls_told = 0;
     bool opened = false, ended = false;
   };
 

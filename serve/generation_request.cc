@@ -13,6 +13,7 @@ namespace troupe::serve {
 namespace {
 
 constexpr int kDefaultCompletionTokens = 16;  // OpenAI's
+constexpr size_t kMaxTools = 128;
 
 [[noreturn]] void refuse(const std::string& param, const std::string& what) {
   throw ApiError(400, fmt::format("'{}' {}", param, what), param);
@@ -32,7 +33,17 @@ Json joined_text(const Json& parts, const std::string& where) {
   return text;
 }
 
-Json checked_message(const Json& given, size_t index, bool knows_developer) {
+// GPT-OSS's template writes arguments as JSON; clients send them written already.
+void parse_arguments(Json& calls) {
+  if (!calls.is_array()) return;
+  for (Json& call : calls) {
+    if (!call.is_object() || !call.contains("function") || !call["function"].is_object()) continue;
+    Json& arguments = call["function"]["arguments"];
+    if (arguments.is_string()) arguments = parse_bounded_json(arguments.get<std::string>());
+  }
+}
+
+Json checked_message(const Json& given, size_t index, bool harmony) {
   const std::string where = fmt::format("messages[{}]", index);
   if (!given.is_object()) refuse(where, "must be an object");
   Json message = given;
@@ -40,7 +51,8 @@ Json checked_message(const Json& given, size_t index, bool knows_developer) {
   const auto roles = {"system", "developer", "user", "assistant", "tool"};
   if (!role.is_string() || std::ranges::find(roles, role.get<std::string>()) == roles.end())
     refuse(where + ".role", "must be system, developer, user, assistant or tool");
-  if (role == "developer" && !knows_developer) message["role"] = "system";
+  if (role == "developer" && !harmony) message["role"] = "system";
+  if (harmony && message.contains("tool_calls")) parse_arguments(message["tool_calls"]);
   Json& content = message["content"];
   const bool may_be_null = role == "assistant" && message.contains("tool_calls");
   if (content.is_array()) content = joined_text(content, where + ".content");
@@ -49,6 +61,25 @@ Json checked_message(const Json& given, size_t index, bool knows_developer) {
   return message;
 }
 
+// What the model is told of; null when it may call nothing.
+Json checked_tools(RequestFields& fields, const ServedModel& model) {
+  const Json* tools = fields.find("tools");
+  fields.allow_only("tool_choice", {Json("auto"), Json("none")});
+  fields.allow_only("parallel_tool_calls", {Json(true)});
+  const bool none = fields.string("tool_choice", "auto") == "none";
+  if (tools == nullptr || tools->empty() || none) return nullptr;
+  if (!model.knows_tools)
+    refuse("tools", "are nothing that this model's chat template and vocabulary know");
+  if (!tools->is_array() || tools->size() > kMaxTools)
+    refuse("tools", fmt::format("must be a list of at most {} functions", kMaxTools));
+  for (const Json& tool : *tools) {
+    const Json function = tool.is_object() ? tool.value("function", Json()) : Json();
+    if (!function.is_object() || tool.value("type", Json()) != "function" ||
+        !function.value("name", Json()).is_string())
+      refuse("tools", "must be of type function, each with a name");
+  }
+  return *tools;
+}
 // ---- prompts ------------------------------------------------------------------------------------
 
 std::vector<int32_t> encoded(const std::string& text, const ServedModel& model,
@@ -93,6 +124,19 @@ std::vector<std::vector<int32_t>> completion_prompts(RequestFields& fields,
   return prompts;
 }
 
+Json template_variables(RequestFields& fields, const ServedModel& model) {
+  Json variables = Json::object();
+  if (const Json* more = fields.find("chat_template_kwargs")) {
+    if (!more->is_object()) refuse("chat_template_kwargs", "must be an object");
+    variables = *more;
+  }
+  if (const Json* effort = fields.find("reasoning_effort")) {
+    if (!model.knows_reasoning_effort)
+      refuse("reasoning_effort", "is nothing that this model's chat template shows to it");
+    variables["reasoning_effort"] = *effort;
+  }
+  return variables;
+}
 // ---- settings -----------------------------------------------------------------------------------
 
 uint64_t drawn_seed() {
@@ -183,8 +227,6 @@ void read_fixed(RequestFields& fields, Endpoint endpoint) {
   if (endpoint == Endpoint::kChat) {
     fields.allow_only("response_format", {Json::object({{"type", "text"}})});
     fields.allow_only("modalities", {Json::array({"text"})});
-    fields.allow_only("tools", {Json::array()});
-    fields.allow_only("tool_choice", {Json("none")});
     fields.allow_only("store", {Json(false)});
   } else {
     fields.allow_only("best_of", {Json(1)});
@@ -238,8 +280,7 @@ void require_room(const GenerationRequest& request, int64_t most_positions) {
 
 }  // namespace
 
-std::vector<int32_t> chat_prompt(RequestFields& fields, const ServedModel& model,
-                                 bool* in_reasoning) {
+ChatPrompt chat_prompt(RequestFields& fields, const ServedModel& model) {
   if (!model.chat) throw ApiError(400, "this model has no chat: " + model.no_chat, "messages");
   const Json* messages = fields.find("messages");
   if (messages == nullptr || !messages->is_array() || messages->empty())
@@ -248,28 +289,19 @@ std::vector<int32_t> chat_prompt(RequestFields& fields, const ServedModel& model
   const bool harmony = model.reply_format.kind == ReplyFormat::Kind::kHarmony;
   for (size_t i = 0; i < messages->size(); ++i)
     conversation.messages.push_back(checked_message((*messages)[i], i, harmony));
-  conversation.variables = Json::object();
-  if (const Json* more = fields.find("chat_template_kwargs")) {
-    if (!more->is_object()) refuse("chat_template_kwargs", "must be an object");
-    conversation.variables = *more;
-  }
-  if (const Json* effort = fields.find("reasoning_effort")) {
-    if (!model.knows_reasoning_effort)
-      refuse("reasoning_effort", "is nothing that this model's chat template shows to it");
-    conversation.variables["reasoning_effort"] = *effort;
-  }
+  conversation.tools = checked_tools(fields, model);
+  conversation.variables = template_variables(fields, model);
   std::string text;
   try {
     text = model.chat->render(conversation);
   } catch (const UserError& error) {
     refuse("messages", fmt::format("do not fit the model's chat template: {}", error.what()));
   }
-  if (in_reasoning != nullptr) {
-    const size_t end = text.find_last_not_of(" \n");
-    *in_reasoning = model.reply_format.kind == ReplyFormat::Kind::kThink &&
-                    std::string_view(text).substr(0, end + 1).ends_with("<think>");
-  }
-  return encoded(text, model, "messages", false);
+  const size_t end = text.find_last_not_of(" \n");
+  const bool opened = model.reply_format.kind == ReplyFormat::Kind::kThink &&
+                      std::string_view(text).substr(0, end + 1).ends_with("<think>");
+  return {encoded(text, model, "messages", false),
+          {.in_reasoning = opened, .with_tools = !conversation.tools.is_null()}};
 }
 
 void require_model(RequestFields& fields, const ServedModel& model) {
@@ -286,10 +318,13 @@ GenerationRequest parse_generation_request(Endpoint endpoint, const std::string&
   RequestFields fields(body);
   GenerationRequest request{.endpoint = endpoint};
   if (endpoint != Endpoint::kGenerate) require_model(fields, model);
-  if (endpoint == Endpoint::kChat)
-    request.prompts.push_back(chat_prompt(fields, model, &request.in_reasoning));
-  else
+  if (endpoint == Endpoint::kChat) {
+    ChatPrompt prompt = chat_prompt(fields, model);
+    request.prompts.push_back(std::move(prompt.ids));
+    request.reply_start = prompt.reply_start;
+  } else {
     request.prompts = completion_prompts(fields, model);
+  }
   if (endpoint == Endpoint::kGenerate) {
     const Json* parameters = fields.find("sampling_params");
     RequestFields inner(parameters != nullptr ? *parameters : Json::object());

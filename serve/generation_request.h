@@ -19,7 +19,7 @@ struct GenerationRequest {
   int n = 1;                            // answers to each
   actors::Request settings = {};        // of all; without prompt and choice
   std::vector<std::string> stops = {};  // texts
-  bool in_reasoning = false;            // the prompt has opened the model's reasoning
+  ReplyStart reply_start = {};
   bool stream = false;
   bool include_usage = false;  // in a stream
 };
@@ -36,10 +36,13 @@ inline constexpr int kMaxBiases = 1024;
 GenerationRequest parse_generation_request(Endpoint endpoint, const std::string& body,
                                            const ServedModel& model, int64_t most_positions);
 
-// The messages of a chat as token ids; also of /tokenize. Takes the fields messages,
-// chat_template_kwargs and reasoning_effort. `in_reasoning` may be null.
-std::vector<int32_t> chat_prompt(RequestFields& fields, const ServedModel& model,
-                                 bool* in_reasoning);
+struct ChatPrompt {
+  std::vector<int32_t> ids;
+  ReplyStart reply_start;
+};
+// The messages of a chat as token ids; also of /tokenize. Takes the fields messages, tools,
+// tool_choice, chat_template_kwargs and reasoning_effort.
+ChatPrompt chat_prompt(RequestFields& fields, const ServedModel& model);
 
 // Status 404 unless the field `model` is missing or names the model.
 void require_model(RequestFields& fields, const ServedModel& model);

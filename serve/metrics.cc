@@ -32,6 +32,16 @@ const char* reason_name(actors::FinishReason reason) {
   return "";
 }
 
+// A label's value, as the text format wants it.
+std::string escaped(const std::string& value) {
+  std::string text;
+  for (const char c : value) {
+    if (c == '\\' || c == '"') text += '\\';
+    text += c == '\n' ? ' ' : c;
+  }
+  return text;
+}
+
 std::string described(const std::string& name, const char* type, const char* help) {
   return fmt::format("# HELP {} {}\n# TYPE {} {}\n", name, help, name, type);
 }
@@ -109,7 +119,7 @@ Metrics::Totals Metrics::totals() const {
 
 std::string Metrics::text(const std::string& model_name) const {
   const std::lock_guard lock(mutex_);
-  const std::string labels = fmt::format("model_name=\"{}\"", model_name);
+  const std::string labels = fmt::format("model_name=\"{}\"", escaped(model_name));
   std::string text;
   const auto value = [&](const char* name, const char* type, const char* help, auto number) {
     const std::string full = fmt::format("troupe:{}", name);

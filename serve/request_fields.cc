@@ -14,23 +14,23 @@ namespace {
   throw ApiError(400, fmt::format("'{}' {}", model::printable(name), what), name);
 }
 
-Json parse(const std::string& body) {
+}  // namespace
+
+Json parse_bounded_json(const std::string& text) {
   static constexpr int kMaxDepth = 64;
   const auto bounded = [](int depth, Json::parse_event_t, Json&) {
     if (depth > kMaxDepth)
-      throw ApiError(400, fmt::format("the body is nested deeper than {} levels", kMaxDepth));
+      throw ApiError(400, fmt::format("JSON is nested deeper than {} levels", kMaxDepth));
     return true;
   };
   try {
-    return Json::parse(body, bounded);
+    return Json::parse(text, bounded);
   } catch (const Json::exception& error) {
-    throw ApiError(400, "the body is not valid JSON: " + model::printable(error.what()));
+    throw ApiError(400, "not valid JSON: " + model::printable(error.what()));
   }
 }
 
-}  // namespace
-
-RequestFields::RequestFields(const std::string& body) : RequestFields(parse(body)) {}
+RequestFields::RequestFields(const std::string& body) : RequestFields(parse_bounded_json(body)) {}
 
 RequestFields::RequestFields(Json object) : object_(std::move(object)) {
   if (!object_.is_object()) throw ApiError(400, "the body must be a JSON object");

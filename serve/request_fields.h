@@ -41,6 +41,9 @@ class RequestFields {
   std::set<std::string, std::less<>> known_;
 };
 
+// ApiError unless it is JSON, nested at most 64 deep.
+Json parse_bounded_json(const std::string& text);
+
 // `value` as an integer in [min, max].
 int64_t checked_integer(const Json& value, const std::string& name, int64_t min, int64_t max);
 

@@ -94,6 +94,8 @@ class ChatFormat final : public OpenAiFormat {
       delta = "\"reasoning_content\":" + json_string(part.text.reasoning);
     if (!part.text.content.empty())
       delta += (delta.empty() ? "" : ",") + ("\"content\":" + json_string(part.text.content));
+    if (!part.text.tool_calls.empty())
+      delta += (delta.empty() ? "" : ",") + ("\"tool_calls\":" + dump(calls_json(part, true)));
     return event(answer, fmt::format("\"delta\":{{{}}},\"logprobs\":{}", delta, log_probs(part)),
                  part);
   }
@@ -102,11 +104,27 @@ class ChatFormat final : public OpenAiFormat {
   Json choice(size_t index, const AnswerPart& answer) const override {
     Json message = {{"role", "assistant"}, {"content", answer.text.content}};
     if (!answer.text.reasoning.empty()) message["reasoning_content"] = answer.text.reasoning;
+    if (!answer.text.tool_calls.empty()) {
+      message["tool_calls"] = calls_json(answer, false);
+      if (answer.text.content.empty()) message["content"] = nullptr;
+    }
     message["refusal"] = nullptr;
     return {{"index", index},
             {"message", std::move(message)},
             {"logprobs", Json::parse(log_probs(answer))},
             {"finish_reason", finish_json(answer)}};
+  }
+  static Json calls_json(const AnswerPart& part, bool with_index) {
+    Json calls = Json::array();
+    int64_t index = part.first_call;
+    for (const ToolCall& call : part.text.tool_calls) {
+      Json& one = calls.emplace_back(Json::object());
+      if (with_index) one["index"] = index++;
+      one["id"] = call.id.empty() ? drawn_id("call_") : call.id;
+      one["type"] = "function";
+      one["function"] = {{"name", call.name}, {"arguments", call.arguments}};
+    }
+    return calls;
   }
   std::string log_probs(const AnswerPart& part) const {
     if (!with_log_probs_) return "null";

@@ -19,7 +19,8 @@ struct AnswerPart {
   std::vector<int32_t> tokens;
   std::vector<std::pair<int32_t, actors::TokenLogProbs>> log_probs;  // of shown tokens
   int64_t first_offset = 0;             // characters of the tokens before these
-  const char* finish_reason = nullptr;  // "stop", "length"; null while it goes on
+  int64_t first_call = 0;               // of text.tool_calls: calls before these
+  const char* finish_reason = nullptr;  // "stop", "length", "tool_calls"; null while it goes on
 };
 
 struct Usage {

@@ -1,6 +1,7 @@
 #include "serve/served_model.h"
 
 #include "base/error.h"
+#include "launcher/requests.h"
 #include "serve/request_fields.h"
 
 namespace troupe::serve {
@@ -8,22 +9,37 @@ namespace troupe::serve {
 namespace {
 
 model::Tokenizer read_tokenizer(const std::filesystem::path& directory) {
-  if (!std::filesystem::exists(directory / "tokenizer.json"))
-    throw_user_error("{}: has no tokenizer.json; a server needs one", directory.string());
-  return model::Tokenizer(directory);
+  auto tokenizer = launcher::find_tokenizer(directory);
+  if (!tokenizer)
+    throw_user_error("{}: has no tokenizer.json or tiktoken.model; a server needs one",
+                     directory.string());
+  return std::move(*tokenizer);
 }
 
-// Whether a template uses a variable: what is put in comes out.
-bool shows(const model::ChatTemplate& chat, const char* variable, const Json& value,
-           const std::string& mark) {
-  model::Conversation conversation;
+constexpr const char* kMark = "mark";
+
+// Whether a template shows the model what it is given: what is put in comes out.
+bool shows_mark(const model::ChatTemplate& chat, model::Conversation conversation) {
   conversation.messages = {{{"role", "user"}, {"content", "Hi"}}};
-  conversation.variables = {{variable, value}};
   try {
-    return chat.render(conversation).find(mark) != std::string::npos;
+    return chat.render(conversation).find(kMark) != std::string::npos;
   } catch (const UserError&) {
     return false;
   }
+}
+
+bool shows_effort(const model::ChatTemplate& chat) {
+  model::Conversation conversation;
+  conversation.variables = {{"reasoning_effort", kMark}};
+  return shows_mark(chat, std::move(conversation));
+}
+
+bool shows_tools(const model::ChatTemplate& chat) {
+  model::Conversation conversation;
+  const Json nothing = {{"type", "object"}, {"properties", Json::object()}};
+  const Json function = {{"name", kMark}, {"description", ""}, {"parameters", nothing}};
+  conversation.tools = Json::array({{{"type", "function"}, {"function", function}}});
+  return shows_mark(chat, std::move(conversation));
 }
 
 }  // namespace
@@ -44,7 +60,8 @@ ServedModel::ServedModel(const launcher::Config& config_in, const model::ModelCo
     no_chat = error.what();
     return;
   }
-  knows_reasoning_effort = shows(*chat, "reasoning_effort", "mark", "mark");
+  knows_reasoning_effort = shows_effort(*chat);
+  knows_tools = reply_format.knows_tools() && shows_tools(*chat);
 }
 
 }  // namespace troupe::serve

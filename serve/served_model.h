@@ -29,7 +29,8 @@ struct ServedModel {
   std::optional<model::ChatTemplate> chat;
   std::string no_chat;  // why there is none
   ReplyFormat reply_format;
-  bool knows_reasoning_effort = false;  // the template shows it to the model
+  // The template shows them to the model; of tools, what it writes as a call can be told too.
+  bool knows_reasoning_effort = false, knows_tools = false;
   std::time_t created = std::time(nullptr);
 };
 

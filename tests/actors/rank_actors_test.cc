@@ -103,6 +103,19 @@ TEST(RankActors, DoubleRoutingChangesNoToken) {
   }
 }
 
+TEST(RankActors, CommThreadsChangeNoToken) {
+  for (const bool double_routing : {false, true}) {
+    SCOPED_TRACE(double_routing ? "double routing" : "fused");
+    expect_same(launch({.sizes = ranks(4),
+                        .num_drafts = 1,
+                        .moe_chunk_max_len = 5,
+                        .moe_double_routing = double_routing,
+                        .comm_thread = true},
+                       mixed_requests()),
+                one_rank());
+  }
+}
+
 TEST(RankActors, Int8PayloadsAreTheSameOnAnyLayout) {
   const LaunchOutcome alone =
       launch({.sizes = ranks(1), .moe_int8_payload = true}, mixed_requests());

@@ -78,6 +78,7 @@ msg::LaunchT launch_message(const LaunchOptions& options, const SchedulerLimits&
   launch.deterministic = options.deterministic;
   launch.moe_double_routing = options.moe_double_routing;
   launch.moe_int8_payload = options.moe_int8_payload;
+  launch.comm_thread = options.comm_thread;
   launch.kv_blocks = limits.blocks_per_dp_rank;
   launch.kv_block_size = limits.block_size;
   launch.threads_per_rank = options.threads_per_rank;
@@ -115,7 +116,7 @@ void serve(World& world, int rank, RankActors& actors, const int64_t& allocated_
 void run_rank(World& world, int rank) {
   layers::Team team(team_options(world.launch, rank));
   const layers::UseTeam use_team(team);
-  comm::Communicator communicator(world.arena, rank, kPatient);
+  comm::Communicator communicator(world.arena, rank, kPatient, comm_options(world.launch));
   const model::WeightLoader loader(model_directory(), world.config, world.layout,
                                    weight_options(world.launch));
   const auto loaded = loader.load(rank, world.shared_weights.data(), [](size_t, size_t) {});

@@ -19,6 +19,7 @@ struct LaunchOptions {
   bool deterministic = true;
   bool moe_double_routing = false;
   bool moe_int8_payload = false;
+  bool comm_thread = false;
 };
 
 struct LaunchOutcome {

@@ -2,7 +2,9 @@
 // so each rank computes by itself what it must receive, from everybody.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -44,18 +46,27 @@ std::vector<float> level_by_level(std::vector<std::vector<float>> vectors) {
 
 float load(float x) { return x; }
 float load(Bf16 x) { return to_float(x); }
+float load(int8_t x) { return x; }
 template <class T>
 T rounded(float x) {
   if constexpr (std::is_same_v<T, Bf16>)
     return to_bf16(x);
+  else if constexpr (std::is_same_v<T, int8_t>)
+    return static_cast<int8_t>(std::clamp(x, -128.0f, 127.0f));  // a whole number
   else
     return x;
 }
 
 template <class T>
+T number(uint64_t seed, int rank, size_t i) {
+  const float x = float_of(seed, rank, i);
+  return rounded<T>(std::is_same_v<T, int8_t> ? std::floor(x * 128) : x);
+}
+
+template <class T>
 std::vector<T> numbers(uint64_t seed, int rank, size_t count) {
   std::vector<T> result(count);
-  for (size_t i = 0; i < count; ++i) result[i] = rounded<T>(float_of(seed, rank, i));
+  for (size_t i = 0; i < count; ++i) result[i] = number<T>(seed, rank, i);
   return result;
 }
 
@@ -65,12 +76,6 @@ std::vector<std::byte> bytes(uint64_t seed, int rank, size_t count) {
   return result;
 }
 
-template <class T>
-void require_equal(std::span<const T> got, const std::vector<T>& expected, const char* what) {
-  require(got.size() == expected.size(), what);
-  require(got.empty() || std::memcmp(got.data(), expected.data(), got.size_bytes()) == 0, what);
-}
-
 enum class Kind {
   kBarrier,
   kBroadcast,
@@ -78,8 +83,10 @@ enum class Kind {
   kAllGatherInPlace,
   kReduceScatter,
   kReduceScatterBf16,
+  kReduceScatterInt8,
   kAllReduce,
   kAllReduceBf16,
+  kAllReduceInt8,
   kAllToAll,
   kAllToAllV,
   kCount,
@@ -89,98 +96,181 @@ enum class Kind {
 class Call {
  public:
   Call(Kind kind, uint64_t seed, size_t count, ProcessGroup& group)
-      : kind_(kind), seed_(seed), count_(count), group_(group) {}
+      : kind_(kind), seed_(seed), count_(count), group_(group) {
+    prepare();
+  }
 
   void run() {
-    const int n = group_.size();
-    const int me = group_.rank();
-    const int root = static_cast<int>(seed_ % n);
     switch (kind_) {
       case Kind::kBarrier:
         return group_.barrier();
       case Kind::kBroadcast:
-        out_ = me == root ? bytes(seed_, root, count_) : std::vector<std::byte>(count_);
-        group_.broadcast(out_, root);
-        return require_equal<std::byte>(out_, bytes(seed_, root, count_), "broadcast");
-      case Kind::kAllGatherInPlace: {
-        out_.resize(count_ * n);
-        const auto mine = bytes(seed_, me, count_);
-        std::copy(mine.begin(), mine.end(), out_.begin() + me * count_);
-        group_.all_gather(std::span(out_).subspan(me * count_, count_), out_);
-        return check_all_gather();
-      }
+        group_.broadcast(out_, root());
+        break;
+      case Kind::kAllGather:
+        group_.all_gather(in_, out_);
+        break;
+      case Kind::kAllGatherInPlace:
+        group_.all_gather(mine(), out_);
+        break;
       case Kind::kReduceScatter:
-        return reduce_scatter<float>();
+        group_.reduce_scatter(as<const float>(in_), as<float>(out_));
+        break;
       case Kind::kReduceScatterBf16:
-        return reduce_scatter<Bf16>();
-      case Kind::kAllReduceBf16: {
-        auto data = numbers<Bf16>(seed_, me, count_);
-        group_.all_reduce(data);
-        return require_equal<Bf16>(data, sums<Bf16>(0, count_), "all_reduce bf16");
-      }
-      case Kind::kAllToAll: {
-        in_ = bytes(seed_, me, count_ * n);
-        out_.resize(count_ * n);
+        group_.reduce_scatter(as<const Bf16>(in_), as<Bf16>(out_));
+        break;
+      case Kind::kReduceScatterInt8:
+        group_.reduce_scatter(as<const int8_t>(in_), as<int8_t>(out_));
+        break;
+      case Kind::kAllReduce:
+        group_.all_reduce(as<float>(out_));
+        break;
+      case Kind::kAllReduceBf16:
+        group_.all_reduce(as<Bf16>(out_));
+        break;
+      case Kind::kAllReduceInt8:
+        group_.all_reduce(as<int8_t>(out_));
+        break;
+      case Kind::kAllToAll:
         group_.all_to_all(in_, out_);
-        std::vector<std::byte> expected;
-        for (int r = 0; r < n; ++r)
-          for (size_t i = 0; i < count_; ++i)
-            expected.push_back(byte_of(seed_, r, me * count_ + i));
-        return require_equal<std::byte>(out_, expected, "all_to_all");
-      }
-      default: {
-        Pending pending = start();
-        pending.wait();
-        pending.wait();
-        return check();
-      }
+        break;
+      default:
+        group_.all_to_all_v(in_, out_, v_counts());
     }
+    check();
   }
 
-  // For the kinds that have handles.
+  // Any kind but a barrier.
   Pending start() {
-    const int me = group_.rank();
-    const int n = group_.size();
-    if (kind_ == Kind::kAllReduce) {
-      data_ = numbers<float>(seed_, me, count_);
-      return group_.start_all_reduce(data_);
+    switch (kind_) {
+      case Kind::kBroadcast:
+        return group_.start_broadcast(out_, root());
+      case Kind::kAllGather:
+        return group_.start_all_gather(in_, out_);
+      case Kind::kAllGatherInPlace:
+        return group_.start_all_gather(mine(), out_);
+      case Kind::kReduceScatter:
+        return group_.start_reduce_scatter(as<const float>(in_), as<float>(out_));
+      case Kind::kReduceScatterBf16:
+        return group_.start_reduce_scatter(as<const Bf16>(in_), as<Bf16>(out_));
+      case Kind::kReduceScatterInt8:
+        return group_.start_reduce_scatter(as<const int8_t>(in_), as<int8_t>(out_));
+      case Kind::kAllReduce:
+        return group_.start_all_reduce(as<float>(out_));
+      case Kind::kAllReduceBf16:
+        return group_.start_all_reduce(as<Bf16>(out_));
+      case Kind::kAllReduceInt8:
+        return group_.start_all_reduce(as<int8_t>(out_));
+      case Kind::kAllToAll:
+        return group_.start_all_to_all(in_, out_);
+      default:
+        return group_.start_all_to_all_v(in_, out_, v_counts());
     }
-    if (kind_ == Kind::kAllGather) {
-      in_ = bytes(seed_, me, count_);
-      out_.resize(count_ * n);
-      return group_.start_all_gather(in_, out_);
-    }
-    send_displs_.push_back(seed_ % 3);  // gaps before each part, on both sides
-    recv_displs_.push_back(seed_ % 5);
-    for (int r = 0; r < n; ++r) {
-      send_bytes_.push_back(v_bytes(me, r));
-      recv_bytes_.push_back(v_bytes(r, me));
-      send_displs_.push_back(send_displs_.back() + send_bytes_.back() + r);
-      recv_displs_.push_back(recv_displs_.back() + recv_bytes_.back() + 2 * r);
-    }
-    in_ = bytes(seed_, me, send_displs_.back());
-    out_.resize(recv_displs_.back());
-    send_displs_.pop_back();
-    recv_displs_.pop_back();
-    return group_.start_all_to_all_v(in_, out_,
-                                     {send_bytes_, send_displs_, recv_bytes_, recv_displs_});
   }
 
   void check() const {
-    if (kind_ == Kind::kAllReduce)
-      return require_equal<float>(data_, sums<float>(0, count_), "all_reduce");
-    if (kind_ == Kind::kAllGather) return check_all_gather();
-    std::vector<std::byte> expected(out_.size());  // the gaps stay zero
-    for (int r = 0; r < group_.size(); ++r) {
-      int64_t displ = static_cast<int64_t>(seed_ % 3);
-      for (int to = 0; to < group_.rank(); ++to) displ += v_bytes(r, to) + to;
-      for (int64_t i = 0; i < v_bytes(r, group_.rank()); ++i)
-        expected[recv_displs_[r] + i] = byte_of(seed_, r, displ + i);
-    }
-    require_equal<std::byte>(out_, expected, "all_to_all_v");
+    require(out_ == expected_, fmt::format("call of kind {}", static_cast<int>(kind_)));
   }
 
  private:
+  int root() const { return static_cast<int>(seed_ % group_.size()); }
+  std::span<std::byte> mine() { return std::span(out_).subspan(group_.rank() * count_, count_); }
+  template <class T>
+  static std::span<T> as(std::vector<std::byte>& data) {
+    return {reinterpret_cast<T*>(data.data()), data.size() / sizeof(T)};
+  }
+  template <class T>
+  static std::vector<std::byte> bytes_of(const std::vector<T>& values) {
+    const auto data = std::as_bytes(std::span(values));
+    return {data.begin(), data.end()};
+  }
+
+  void prepare() {
+    switch (kind_) {
+      case Kind::kBarrier:
+      case Kind::kCount:
+        return;
+      case Kind::kBroadcast:
+        expected_ = bytes(seed_, root(), count_);
+        out_ = group_.rank() == root() ? expected_ : std::vector<std::byte>(count_);
+        return;
+      case Kind::kAllGather:
+      case Kind::kAllGatherInPlace:
+        return prepare_all_gather();
+      case Kind::kReduceScatter:
+        return prepare_reduce_scatter<float>();
+      case Kind::kReduceScatterBf16:
+        return prepare_reduce_scatter<Bf16>();
+      case Kind::kReduceScatterInt8:
+        return prepare_reduce_scatter<int8_t>();
+      case Kind::kAllReduce:
+        return prepare_all_reduce<float>();
+      case Kind::kAllReduceBf16:
+        return prepare_all_reduce<Bf16>();
+      case Kind::kAllReduceInt8:
+        return prepare_all_reduce<int8_t>();
+      case Kind::kAllToAll:
+        return prepare_all_to_all();
+      case Kind::kAllToAllV:
+        return prepare_all_to_all_v();
+    }
+  }
+
+  void prepare_all_gather() {
+    in_ = bytes(seed_, group_.rank(), count_);
+    for (int r = 0; r < group_.size(); ++r)
+      for (size_t i = 0; i < count_; ++i) expected_.push_back(byte_of(seed_, r, i));
+    out_.resize(expected_.size());
+    if (kind_ == Kind::kAllGatherInPlace) std::copy(in_.begin(), in_.end(), mine().begin());
+  }
+
+  template <class T>
+  void prepare_reduce_scatter() {
+    in_ = bytes_of(numbers<T>(seed_, group_.rank(), count_ * group_.size()));
+    expected_ = bytes_of(sums<T>(group_.rank() * count_, count_));
+    out_.resize(expected_.size());
+  }
+
+  template <class T>
+  void prepare_all_reduce() {
+    out_ = bytes_of(numbers<T>(seed_, group_.rank(), count_));
+    expected_ = bytes_of(sums<T>(0, count_));
+  }
+
+  void prepare_all_to_all() {
+    in_ = bytes(seed_, group_.rank(), count_ * group_.size());
+    for (int r = 0; r < group_.size(); ++r)
+      for (size_t i = 0; i < count_; ++i)
+        expected_.push_back(byte_of(seed_, r, group_.rank() * count_ + i));
+    out_.resize(expected_.size());
+  }
+
+  // With gaps before each part, on both sides; those of `out` stay zero.
+  void prepare_all_to_all_v() {
+    const int n = group_.size(), me = group_.rank();
+    int64_t send_displ = static_cast<int64_t>(seed_ % 3);
+    int64_t recv_displ = static_cast<int64_t>(seed_ % 5);
+    for (int r = 0; r < n; ++r) {
+      send_bytes_.push_back(v_bytes(me, r));
+      recv_bytes_.push_back(v_bytes(r, me));
+      send_displs_.push_back(std::exchange(send_displ, send_displ + send_bytes_.back() + r));
+      recv_displs_.push_back(std::exchange(recv_displ, recv_displ + recv_bytes_.back() + 2 * r));
+    }
+    in_ = bytes(seed_, me, send_displ);
+    out_.resize(recv_displ);
+    expected_.resize(recv_displ);
+    for (int r = 0; r < n; ++r) {
+      int64_t displ = static_cast<int64_t>(seed_ % 3);
+      for (int to = 0; to < me; ++to) displ += v_bytes(r, to) + to;
+      for (int64_t i = 0; i < recv_bytes_[r]; ++i)
+        expected_[recv_displs_[r] + i] = byte_of(seed_, r, displ + i);
+    }
+  }
+
+  ProcessGroup::VCounts v_counts() const {
+    return {send_bytes_, send_displs_, recv_bytes_, recv_displs_};
+  }
+
   int64_t v_bytes(int from, int to) const {
     switch (mix(seed_, from, to) % 4) {
       case 0:
@@ -191,25 +281,13 @@ class Call {
         return static_cast<int64_t>(count_) + (to % 3);
     }
   }
-  void check_all_gather() const {
-    std::vector<std::byte> expected;
-    for (int r = 0; r < group_.size(); ++r)
-      for (size_t i = 0; i < count_; ++i) expected.push_back(byte_of(seed_, r, i));
-    require_equal<std::byte>(out_, expected, "all_gather");
-  }
-  template <class T>
-  void reduce_scatter() {
-    const auto data = numbers<T>(seed_, group_.rank(), count_ * group_.size());
-    std::vector<T> out(count_);
-    group_.reduce_scatter(data, out);
-    require_equal<T>(out, sums<T>(group_.rank() * count_, count_), "reduce_scatter");
-  }
+
   template <class T>
   std::vector<T> sums(size_t begin, size_t count) const {
     std::vector<std::vector<float>> vectors(group_.size());
     for (int r = 0; r < group_.size(); ++r)
       for (size_t i = begin; i < begin + count; ++i)
-        vectors[r].push_back(load(rounded<T>(float_of(seed_, r, i))));
+        vectors[r].push_back(load(number<T>(seed_, r, i)));
     std::vector<T> result;
     for (const float sum : level_by_level(vectors)) result.push_back(rounded<T>(sum));
     return result;
@@ -219,8 +297,7 @@ class Call {
   uint64_t seed_;
   size_t count_;
   ProcessGroup& group_;
-  std::vector<std::byte> in_, out_;
-  std::vector<float> data_;
+  std::vector<std::byte> in_, out_, expected_;
   std::vector<int64_t> send_bytes_, send_displs_, recv_bytes_, recv_displs_;
 };
 
@@ -262,8 +339,8 @@ void stroll(std::mt19937& random) {
 }
 
 // The same random calls on every rank, with a rank's own pauses between them.
-void run_script(Arena& arena, int world_rank, int rounds) {
-  Communicator communicator(arena, world_rank, kPatient);
+void run_script(Arena& arena, int world_rank, int rounds, CommMode mode = CommMode::kInline) {
+  Communicator communicator(arena, world_rank, kPatient, {.mode = mode});
   const auto groups = groups_of(communicator);
   std::mt19937 script(7);
   std::mt19937 pauses(world_rank);
@@ -278,9 +355,8 @@ void run_script(Arena& arena, int world_rank, int rounds) {
       continue;
     }
     // Two handles of any groups, with a blocking call between them and one after.
-    const Kind with_handles[] = {Kind::kAllReduce, Kind::kAllGather, Kind::kAllToAllV};
     const auto random_call = [&] {
-      const Kind kind = with_handles[script() % 3];
+      const auto kind = static_cast<Kind>(1 + script() % (static_cast<uint32_t>(Kind::kCount) - 1));
       const size_t count = random_count(script);
       const uint64_t seed = script();
       return Call(kind, seed, count, random_group());
@@ -324,6 +400,21 @@ TEST_P(CollectivesScript, EqualsTheSerialModelInProcesses) {
 
 INSTANTIATE_TEST_SUITE_P(WorldSizes, CollectivesScript, testing::Values(1, 2, 3, 5, 8, 16));
 
+// Handles on a thread of each rank, blocking calls on its main thread.
+class CollectivesScriptWithCommThreads : public testing::TestWithParam<int> {};
+
+TEST_P(CollectivesScriptWithCommThreads, EqualsTheSerialModel) {
+  const int world_size = GetParam();
+  Arena arena = make_arena(world_size);
+
+  const auto errors =
+      run_threads(world_size, [&](int rank) { run_script(arena, rank, 150, CommMode::kThread); });
+
+  EXPECT_EQ(errors, all_fine(world_size));
+}
+
+INSTANTIATE_TEST_SUITE_P(WorldSizes, CollectivesScriptWithCommThreads, testing::Values(1, 3, 8));
+
 class ManyRanks : public testing::TestWithParam<int> {};
 
 TEST_P(ManyRanks, EqualTheSerialModel) {
@@ -345,7 +436,7 @@ TEST(AllReduce, OfLongAndShortVectorsAddsTheSameTree) {
       Communicator communicator(arena, rank, kPatient);
       ProcessGroup group(communicator, 0, ranks_up_to(world_size));
       for (const size_t count : {80'001u, 9'000u, 5u})
-        for (const Kind kind : {Kind::kAllReduce, Kind::kAllReduceBf16})
+        for (const Kind kind : {Kind::kAllReduce, Kind::kAllReduceBf16, Kind::kAllReduceInt8})
           Call(kind, 99, count, group).run();
     });
     EXPECT_EQ(errors, all_fine(world_size));

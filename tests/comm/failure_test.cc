@@ -365,11 +365,12 @@ void run_round(ProcessGroup& group) {
                              .topk_ids = ids,
                              .weights = {}};
   do {
-    tokens = tokens.from(exchange.start_dispatch(tokens), kTopk);
+    exchange.start_dispatch(tokens);
     exchange.finish_dispatch();
     exchange.start_combine();
     exchange.finish_combine();
     exchange.release();
+    tokens = tokens.from(exchange.taken(), kTopk);
   } while (exchange.more());
 }
 

@@ -27,11 +27,12 @@ TEST(FusedExchange, TakesAsManyTokensAsFitAWindowWithTheirResults) {
     FusedExchange exchange(group, shape);
     const std::vector<std::byte> rows(1'000 * shape.row_bytes);
     const std::vector<float> weights(1'000 * shape.topk);
-    return exchange.start_dispatch({.rows = rows.data(),
-                                    .row_stride = static_cast<int64_t>(shape.row_bytes),
-                                    .count = 1'000,
-                                    .topk_ids = same_choice(shape, 1'000, first_expert),
-                                    .weights = weights});
+    exchange.start_dispatch({.rows = rows.data(),
+                             .row_stride = static_cast<int64_t>(shape.row_bytes),
+                             .count = 1'000,
+                             .topk_ids = same_choice(shape, 1'000, first_expert),
+                             .weights = weights});
+    return exchange.taken();
   };
   MoeExchangeShape shape{
       .num_experts = 8, .topk = 4, .row_bytes = 256, .result_bytes = 200, .max_tokens = 500};
@@ -58,12 +59,14 @@ TEST(FusedExchange, AloneNeedsNoWindow) {
 
   FusedExchange exchange(group, shape);
 
-  EXPECT_EQ(exchange.start_dispatch({.rows = rows.data(),
-                                     .row_stride = 10'000,
-                                     .count = 90,
-                                     .topk_ids = same_choice(shape, 90, 1),
-                                     .weights = {}}),
-            77);
+  exchange.start_dispatch({.rows = rows.data(),
+                           .row_stride = 10'000,
+                           .count = 90,
+                           .topk_ids = same_choice(shape, 90, 1),
+                           .weights = {}});
+  exchange.finish_dispatch();
+
+  EXPECT_EQ(exchange.taken(), 77);
   EXPECT_TRUE(exchange.more());
 }
 

@@ -108,15 +108,15 @@ class Layer {
     int rounds = 0;
     do {
       const auto chosen = static_cast<size_t>(first * shape_.topk);
-      const int64_t taken =
-          exchange_.start_dispatch({.rows = rows_.data() + first * row_stride_,
-                                    .row_stride = static_cast<int64_t>(row_stride_),
-                                    .count = mine.tokens - first,
-                                    .topk_ids = std::span(mine.topk_ids).subspan(chosen),
-                                    .weights = std::span(weights_).subspan(chosen)});
-      require(taken > 0 || first == mine.tokens, "no token was taken");
+      exchange_.start_dispatch({.rows = rows_.data() + first * row_stride_,
+                                .row_stride = static_cast<int64_t>(row_stride_),
+                                .count = mine.tokens - first,
+                                .topk_ids = std::span(mine.topk_ids).subspan(chosen),
+                                .weights = std::span(weights_).subspan(chosen)});
       pause_sometimes(random_);
       exchange_.finish_dispatch();
+      const int64_t taken = exchange_.taken();
+      require(taken > 0 || first == mine.tokens, "no token was taken");
       serve();
       exchange_.start_combine();
       pause_sometimes(random_);
@@ -217,11 +217,12 @@ struct World {
   Form form;
   int64_t tokens;  // of one rank and layer, at most
   MoeExchangeShape shape;
+  CommMode mode = CommMode::kInline;
 };
 
 // Layers with collectives between them, on the same windows. Returns the rounds of all.
 int run_layers(Arena& arena, int rank, const World& world, int layers) {
-  Communicator communicator(arena, rank, kPatient);
+  Communicator communicator(arena, rank, kPatient, {.mode = world.mode});
   ProcessGroup group(communicator, 0, ranks_up_to(world.size));
   const auto exchange = make_exchange(world.form, group, world.shape);
   int rounds = 0;
@@ -297,6 +298,10 @@ std::vector<World> worlds() {
     all.push_back(world);
     world.form = Form::kFused;
     world.shape.answer = Answer::kPerRank;
+    all.push_back(world);
+  }
+  for (World world : {all[9], all[10], all[15]}) {  // 4 and 8 ranks, both forms
+    world.mode = CommMode::kThread;
     all.push_back(world);
   }
   return all;

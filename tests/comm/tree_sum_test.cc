@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <random>
@@ -84,6 +85,23 @@ TEST(TreeSum, RoundsABf16SumOnce) {
   EXPECT_EQ(to_float(sum), 258.0f);  // 258.25, rounded
 }
 
+int8_t summed_int8(const std::vector<int8_t>& values) {
+  std::vector<const std::byte*> sources;
+  for (const int8_t& x : values) sources.push_back(reinterpret_cast<const std::byte*>(&x));
+  int8_t sum = 0;
+  tree_sum(DataType::kInt8, sources, reinterpret_cast<std::byte*>(&sum), 1);
+  return sum;
+}
+
+TEST(TreeSum, CutsAnInt8SumOnce) {
+  EXPECT_EQ(summed_int8({100, 100, -100, -90}), 10);  // the pairs alone would be 127 and -128
+  EXPECT_EQ(summed_int8({100, 27}), 127);
+  EXPECT_EQ(summed_int8({100, 28}), 127);
+  EXPECT_EQ(summed_int8({-100, -28}), -128);
+  EXPECT_EQ(summed_int8({-100, -29}), -128);
+  EXPECT_EQ(summed_int8(std::vector<int8_t>(300, -128)), -128);
+}
+
 // What the header says, one element at a time.
 float tree_of(std::vector<float> x) {
   while (x.size() > 1) {
@@ -110,8 +128,17 @@ TEST_P(TreeSumKernels, AllGiveTheSameBits) {
   for (const auto& half : halves)
     half_pointers.push_back(reinterpret_cast<const std::byte*>(half.data()));
 
+  std::vector<std::vector<int8_t>> small(count);
+  std::vector<const std::byte*> small_pointers;
+  for (int r = 0; r < count; ++r) {
+    for (const float x : floats[r]) small[r].push_back(static_cast<int8_t>(x * 100));
+    small_pointers.push_back(reinterpret_cast<const std::byte*>(small[r].data()));
+  }
+
   for (const TreeSumKernel& kernel : tree_sum_kernels()) {
     std::vector<float> sum(kLength);
+    std::vector<int8_t> small_sum(kLength);
+    kernel.sum_int8(small_pointers, reinterpret_cast<std::byte*>(small_sum.data()), kLength);
     std::vector<Bf16> half_sum(kLength);
     kernel.sum_f32(pointers(floats), reinterpret_cast<std::byte*>(sum.data()), kLength);
     kernel.sum_bf16(half_pointers, reinterpret_cast<std::byte*>(half_sum.data()), kLength);
@@ -121,6 +148,9 @@ TEST_P(TreeSumKernels, AllGiveTheSameBits) {
         column.push_back(floats[r][i]);
         half_column.push_back(to_float(halves[r][i]));
       }
+      int total = 0;
+      for (int r = 0; r < count; ++r) total += small[r][i];
+      ASSERT_EQ(small_sum[i], std::clamp(total, -128, 127)) << kernel.name << " " << i;
       ASSERT_EQ(sum[i], tree_of(column)) << kernel.name << " " << i;
       const Bf16 expected = to_bf16(tree_of(half_column));
       ASSERT_EQ(half_sum[i].bits & 0x7fff, expected.bits & 0x7fff) << kernel.name << " " << i;

@@ -9,7 +9,7 @@ scratch=$(readlink -f "$(mktemp -d)")
 trap 'rm -rf "$scratch"' EXIT
 project=$scratch/project
 mkdir -p "$project"/{tools,build/release} "$scratch"/{bin,elsewhere}
-cp "$1/infer.sh" "$project"
+cp "$1"/{infer.sh,set_env.sh} "$project"
 cp -r "$1/configs" "$project"
 touch "$project/build/release/build.ninja"
 
@@ -65,7 +65,8 @@ expect "options are passed on" "$output" $'--prompt\ntwo words'
 
 echo "model_config: {model_path: my/model}" >"$scratch/elsewhere/my.yaml"
 output=$(infer -- --yaml my.yaml --ignore-eos)
-expect "a file of one's own is used as it is" "$output" $'run\n--config\nmy.yaml\n--ignore-eos'
+expect "a file of one's own is used as it is" "$output" $'run\n--config\nmy.yaml\n--log-dir'
+expect "its options" "$output" "--ignore-eos"
 
 output=$(infer WORLD_SIZE=8 MODEL_DIR=my/model INPUT_MAX_LEN=100 MAX_NEW_TOKENS=5 BATCH_SIZE=16 \
   EXE_MODE=eager HCCL_BUFFSIZE=200 HCCL_DETERMINISTIC=strict HCCL_OP_EXPANSION_MODE=AIV \
@@ -97,10 +98,43 @@ expect "chat" "$output" "--chat"
 expect_refusal "an unknown mode" "expected default or chat" TOKENIZER_MODE=loud --
 expect_refusal "an unknown word" "expected true, false or strict" HCCL_DETERMINISTIC=maybe --
 expect_refusal "an unknown engine" "expected AIV" HCCL_OP_EXPANSION_MODE=GPU --
-expect_refusal "no file" "a file must follow" -- --yaml
+expect_refusal "no file" "a value must follow" -- --yaml
+
+output=$(infer -- --model deepseek_r1 --yaml deepseek_r1_rank_16_16ep.yaml)
+expect "a file of configs/" "$output" "$project/configs/deepseek_r1_rank_16_16ep.yaml"
+expect "the only file of a model" "$(infer -- --model=kimi_k2)" \
+  "$project/configs/kimi_k2_rank_128_128ep.yaml"
+expect_refusal "several files of a model" "gpt_oss_20b_rank_8_8tp.yaml" -- --model gpt_oss
+expect_refusal "no file of a model" "no configs/gpt_6.yaml" -- --model gpt_6
+mkdir -p "$scratch/checkpoints/kimi_k2"
+output=$(infer MODELS_PATH="$scratch/checkpoints" -- --model kimi_k2)
+[[ $output == *"model_path=$project"*"model_path=$scratch/checkpoints/kimi_k2"* ]] ||
+  fail "a checkpoint in MODELS_PATH must win: '$output'"
+
+expect "chat" "$(infer TOKENIZER_MODE=chat -- --chat)" $'chat\n--config'
+output=$(infer -- --mode online --port 80)
+expect "online" "$output" $'serve\n--config'
+expect "its options" "$output" $'--port\n80'
+[[ $output != *--json* ]] || fail "a server writes no report: '$output'"
+expect_refusal "an unknown mode" "expected offline or online" -- --mode sideways
+expect_refusal "chat online" "--mode offline" -- --chat --mode online
+expect_refusal "a role" "--pd-role: prefill and decode" -- --pd-role=prefill
+
+results=$scratch/results
+output=$(infer RESULTS_PATH="$results" --)
+directory=$(echo "$results"/*)
+[[ -d $directory ]] || fail "no directory for results: '$output'"
+expect "logs" "$output" $'--log-dir\n'"$directory"
+expect "a report" "$output" $'--json\n'"$directory/report.json"
+output=$(infer -- --json mine.json)
+[[ $output != *report.json* ]] || fail "a report of one's own is enough: '$output'"
+expect_refusal "results nowhere" "RESULTS_PATH /proc/nowhere" RESULTS_PATH=/proc/nowhere --
+sed -i 's/^IPs=.*/IPs=(10.0.0.1 10.0.0.2)/' "$project/set_env.sh"
+expect_refusal "two machines" "IPs has 2 addresses" --
+cp "$1/set_env.sh" "$project"
 
 status=0
 infer STATUS=3 -- >/dev/null || status=$?
 ((status == 3)) || fail "the exit status is troupe's own: $status"
 
-expect "help" "$(infer -- --help)" "./infer.sh [--yaml FILE] [options of troupe run]"
+expect "help" "$(infer -- --help)" "./infer.sh [--model NAME] [--yaml FILE] [--mode offline|online] [--chat] [options of troupe]"

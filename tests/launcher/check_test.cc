@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "launcher/rank_memory.h"
 #include "tests/model/files.h"
 
 namespace troupe::launcher {
@@ -176,16 +177,30 @@ TEST(CheckReport, ShowsWhichRankHoldsWhichKeyAndValueHeads) {
   EXPECT_FALSE(contains(report, "run cannot do yet")) << report;
 }
 
-// 36 x 16 experts a rank of 3 x 2880 x 2880 weights, which are kept as bf16, with fp32 biases of
-// gate and up.
+// 36 x 16 experts a rank of 3 x 2880 x 2880 weights, with fp32 biases of gate and up.
 TEST(CheckReport, GptOssExpertsAreCountedAsTheyAreHeld) {
-  Config config = tiny({"model_config.next_n=0", "parallel_config.world_size=8"});
+  Config config = tiny({"model_config.next_n=0", "parallel_config.world_size=8",
+                        "runtime_config.weight_format=bf16"});
   config.model.model_path = gpt_oss(36);
   const double experts = 36.0 * 16 * (3.0 * 2880 * 2880 * 2 + 2 * 2880 * 4);
 
   EXPECT_TRUE(
       contains(check_report(config, false), fmt::format(" {:.2f} GiB", experts / (1 << 30))))
       << check_report(config, false);
+}
+
+// 17 bytes for 32 weights; leaves of 180 inputs cut groups, each part has a scale of its own.
+TEST(CheckReport, GptOssExpertsStayMxfp4) {
+  Config config = tiny({"model_config.next_n=0", "parallel_config.world_size=8"});
+  config.model.model_path = gpt_oss(36);
+  const model::ModelConfig model = model::read_model_config(config.model.model_path);
+  const auto limits = scheduler_limits(config, model, largest_load(config, model).load, 0);
+
+  const LaunchMemory memory =
+      launch_memory(config, model, model::ParallelLayout(config.parallel, model), limits);
+
+  const double weights = 36.0 * 16 * 3 * 2880 * 2880;
+  EXPECT_NEAR(static_cast<double>(memory.ranks[0].private_weights) / weights, 17.0 / 32, 0.06);
 }
 
 TEST(CheckReport, QuantisedCheckpointsAreCountedWithEightBits) {

@@ -73,6 +73,50 @@ TEST(PromptFile, ThatDoesNotExistOrIsTooLargeIsAnError) {
   std::filesystem::remove(path);
 }
 
+std::vector<std::string> dataset_texts(const std::string& dataset, const std::string& name,
+                                       const std::string& content) {
+  const auto file = model::scratch_directory().write(name, content);
+  std::vector<std::string> result;
+  for (const Prompt& prompt : read_dataset(dataset, file)) result.push_back(prompt.text);
+  return result;
+}
+
+TEST(Dataset, OfABenchmarkHasAContextAndAnInputOnEachLine) {
+  const std::string lines =
+      "{\"input\": \"Who?\", \"context\": \"A long\\ntext.\", \"answers\": [\"he\"]}\r\n"
+      "\n{\"context\": \"Sum up: ...\", \"input\": \"\", \"id\": 7}\n{\"input\": \"2 + 2\"}";
+
+  for (const char* dataset : {"LongBench", "InfiniteBench"})
+    EXPECT_EQ(dataset_texts(dataset, "bench.jsonl", lines),
+              (Texts{"A long\ntext.\n\nWho?", "Sum up: ...", "2 + 2"}));
+}
+
+TEST(Dataset, OfPromptsIsJsonOrLinesOfIt) {
+  EXPECT_EQ(dataset_texts("default", "some.json", R"(["a", "b"])"), (Texts{"a", "b"}));
+  const std::string lines = "\"a\"\n{\"text\": \"b\"}\n";
+  EXPECT_EQ(dataset_texts("default", "some.jsonl", lines), (Texts{"a", "b"}));
+  const auto file = model::scratch_directory().write("itself.jsonl", lines);
+  EXPECT_EQ(read_dataset(file.string(), "").at(1).text, "b");
+}
+
+std::string dataset_error(const std::string& dataset, const std::string& content) {
+  return model::user_error([&] { dataset_texts(dataset, "wrong.jsonl", content); });
+}
+
+TEST(Dataset, ErrorsNameFileAndLine) {
+  EXPECT_CONTAINS(dataset_error("LongBench", "{\"input\": \"a\"}\n\n{\"answers\": []}"),
+                  "wrong.jsonl:3: has neither \"context\" nor \"input\"");
+  EXPECT_CONTAINS(dataset_error("LongBench", "\"a\""), "wrong.jsonl:1: expected {\"context\"");
+  EXPECT_CONTAINS(dataset_error("InfiniteBench", "{\"context\": 3}"),
+                  "wrong.jsonl:1: \"context\" is number, expected a string");
+  EXPECT_CONTAINS(dataset_error("default", "\"a\"\n{"), "wrong.jsonl:2: not valid JSON");
+  EXPECT_CONTAINS(dataset_error("default", " \n"), "wrong.jsonl: has no prompts");
+  EXPECT_CONTAINS(dataset_error("Longbench", "\"a\""), "data_config.dataset \"Longbench\"");
+  EXPECT_CONTAINS(
+      model::user_error([] { read_dataset("LongBench", model::scratch_directory().path()); }),
+      "is a directory");
+}
+
 TEST(ParseIds, ReadsDecimalNumbersWithSpacesAroundThem) {
   EXPECT_EQ(parse_ids("1,2,3"), (std::vector<int32_t>{1, 2, 3}));
   EXPECT_EQ(parse_ids(" 0 , 2147483647"), (std::vector<int32_t>{0, 2147483647}));

@@ -6,6 +6,7 @@
 #include "base/bf16.h"
 #include "layers/linear.h"
 #include "model/model_config.h"
+#include "model/weight_source.h"
 #include "model/weights.h"
 #include "tests/model/files.h"
 
@@ -58,6 +59,64 @@ TEST(Convert, Fp8BecomesItsValueRoundedToBf16) {
       ASSERT_EQ(at<Bf16>(tensor, i).bits, to_bf16(static_cast<float>(value)).bits) << name << i;
     }
   }
+}
+
+// As openai/gpt-oss, gpt_oss/torch/weights.py, dequantises experts 0 and 1, with rows and columns
+// exchanged as in Hugging Face's GptOssExperts.
+TEST(Convert, Mxfp4ExpertsBecomeThePublishedBf16Form) {
+  const fs::path input = source_file("tests/goldens/gpt-oss-tiny");
+  const TemporaryDirectory directory;
+  const fs::path output = converted(directory, QuantMode::kBfloat16, input);
+  const Checkpoint after(output);
+  const SafetensorsFile golden(input / "golden.safetensors");
+  const ModelConfig config = read_model_config(output);
+  EXPECT_EQ(config.weight_bits, 16);
+
+  for (const std::string name :
+       {"model.layers.0.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.down_proj"}) {
+    const Tensor& expected = golden.tensors().find("dequant." + name + ".experts_0_1")->second;
+    const Tensor& found = *after.find(name);
+    EXPECT_EQ(after.find(name + "_blocks"), nullptr);
+    EXPECT_EQ(after.find(name + "_scales"), nullptr);
+    const int64_t cols = found.shape.at(1), rows = found.shape.at(2);
+    for (int64_t i = 0; i < 2 * rows * cols; ++i) {
+      const int64_t expert = i / (rows * cols), row = i / cols % rows, col = i % cols;
+      ASSERT_EQ(to_float(at<Bf16>(found, (expert * cols + col) * rows + row)),
+                at<float>(expected, i))
+          << name << " " << i;
+    }
+  }
+}
+
+TEST(Convert, ConvertedExpertsAreReadAsTheCodesWere) {
+  const fs::path input = source_file("tests/goldens/gpt-oss-tiny");
+  const TemporaryDirectory directory;
+  const CheckpointSource before(input);
+  const CheckpointSource after(converted(directory, QuantMode::kBfloat16, input));
+
+  // Gate of expert 3, every other row from the first.
+  const TensorSpec gate{.name = "model.layers.2.mlp.experts.gate_up_proj",
+                        .kind = TensorKind::kMxfp4,
+                        .rows = 96,
+                        .cols = 128,
+                        .first_row = 3 * 192,
+                        .row_step = 2,
+                        .stored_shape = {16, 192, 128}};
+  ASSERT_TRUE(before.has_codes(gate));
+  ASSERT_FALSE(after.has_codes(gate));
+  RowBuffer codes, values;
+  const layers::SourceRows a = before.read(gate, {7, 40}, {0, 128}, codes);
+  const layers::SourceRows b = after.read(gate, {7, 40}, {0, 128}, values);
+  EXPECT_EQ(std::memcmp(a.data, b.data, 33 * 128 * sizeof(Bf16)), 0);
+}
+
+TEST(Convert, Mxfp4IsNotMadeInt8) {
+  const TemporaryDirectory directory;
+  EXPECT_CONTAINS(user_error([&] {
+                    converted(directory, QuantMode::kW8A8C16,
+                              source_file("tests/goldens/gpt-oss-tiny"));
+                  }),
+                  "w8a8c16 is not supported for gpt_oss");
 }
 
 TEST(Convert, WhatIsNotFp8IsCopied) {
@@ -188,7 +247,7 @@ TEST(Convert, RefusesWhatHasNothingToConvert) {
                     converted(directory, QuantMode::kBfloat16,
                               source_file("tests/goldens/ds3-tiny-bf16"));
                   }),
-                  "holds no fp8 weights");
+                  "holds no fp8, fp16 or MXFP4 weights");
   EXPECT_FALSE(fs::exists(directory.path() / "out"));
 }
 

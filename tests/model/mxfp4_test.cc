@@ -113,10 +113,11 @@ TEST_F(FaultyMxfp4, OtherTypesAndShapesAreNamed) {
   EXPECT_CONTAINS(error(), "down_proj_blocks' has shape");
 }
 
-TEST_F(FaultyMxfp4, UnquantisedExpertsAreRefusedByName) {
+TEST_F(FaultyMxfp4, UnquantisedExpertsOfAnotherShapeOrTypeAreNamed) {
   plain_.tensors[kDown.name] = {"BF16", {1}, "xx"};
-
-  EXPECT_CONTAINS(error(), "down_proj' is not quantised; use the checkpoint with MXFP4 experts");
+  EXPECT_CONTAINS(error(), "config.json asks for [16, 96, 128]");
+  plain_.tensors[kDown.name] = {"F32", {16, 96, 128}, std::string(16 * 96 * 128 * 4, '\0')};
+  EXPECT_CONTAINS(error(), "down_proj' has type F32; supported here: MXFP4, BF16");
 }
 
 }  // namespace

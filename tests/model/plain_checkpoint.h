@@ -36,6 +36,14 @@ inline float decode_fp8(uint8_t code) {
   return static_cast<float>((code & 0x80) != 0 ? -magnitude : magnitude);
 }
 
+// The definition of binary16, for finite numbers: 5 bits of exponent with bias 15, 10 of fraction.
+inline float decode_f16(uint16_t code) {
+  const int exponent = code >> 10 & 31, fraction = code & 1023;
+  const double magnitude =
+      exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
+  return static_cast<float>((code & 0x8000) != 0 ? -magnitude : magnitude);
+}
+
 // The numbers that a tensor stands for.
 class PlainValues {
  public:
@@ -47,6 +55,7 @@ class PlainValues {
   float at(int64_t row, int64_t col) const {
     const int64_t i = index(row, col);
     if (tensor_->dtype == "F32") return tensor_->at<float>(i);
+    if (tensor_->dtype == "F16") return decode_f16(tensor_->at<uint16_t>(i));
     if (tensor_->dtype == "BF16") return to_float(Bf16{tensor_->at<uint16_t>(i)});
     const int64_t block = row / 128 * scales_->cols() + col / 128;
     return fp8_[tensor_->at<uint8_t>(i)] * scales_->at<float>(block);

@@ -1,8 +1,11 @@
 #include "model/weights.h"
 
+#include <map>
 #include <numeric>
 
+#include "model/family_weights.h"
 #include "tests/model/files.h"
+#include "tests/model/loaded_world.h"
 #include "tests/model/plain_checkpoint.h"
 #include "tests/model/weight_walk.h"
 
@@ -13,32 +16,6 @@ using Format = WeightOptions::Format;
 
 const char* const kFp8 = "tests/goldens/ds3-tiny-fp8";
 const char* const kBf16 = "tests/goldens/ds3-tiny-bf16";
-
-// All ranks of a layout, loaded one after the other, over one shared segment.
-struct LoadedWorld {
-  Mapping shared;
-  std::vector<WeightLoader::Loaded> ranks;
-};
-
-LoadedWorld load_world(const std::filesystem::path& directory, const ModelConfig& config,
-                       const ParallelSizes& sizes, const WeightOptions& options,
-                       bool last_rank_first = false) {
-  const WeightLoader loader(directory, config, ParallelLayout(sizes, config), options);
-  LoadedWorld world{Mapping::anonymous(loader.shared_bytes()), {}};
-  world.ranks.resize(sizes.world_size);
-  for (int i = 0; i < sizes.world_size; ++i) {
-    const int rank = last_rank_first ? sizes.world_size - 1 - i : i;
-    world.ranks[rank] = loader.load(rank, world.shared.data(), nullptr);
-    EXPECT_EQ(world.ranks[rank].private_memory.size(), loader.private_bytes(rank));
-  }
-  return world;
-}
-
-LoadedWorld load_world(const char* checkpoint, const ParallelSizes& sizes,
-                       const WeightOptions& options, bool last_rank_first = false) {
-  const std::filesystem::path directory = source_file(checkpoint);
-  return load_world(directory, read_model_config(directory), sizes, options, last_rank_first);
-}
 
 struct Held {
   PlainValues values;
@@ -118,7 +95,7 @@ TEST(Weights, OneRankHoldsEveryTensorOfEveryCheckpoint) {
   expect_loads(kBf16, {}, {.with_mtp = true});
   expect_loads(kFp8, {}, {});
   expect_loads("tests/goldens/ds-v2-lite-tiny", {}, {});
-  expect_loads("models/tiny-moe", {}, {.with_mtp = true, .exact_kv_b = true});
+  expect_loads("models/tiny-moe", {}, {.with_mtp = true, .exact = true});
 }
 
 TEST(Weights, Fp8StaysOrIsWidened) {
@@ -129,7 +106,96 @@ TEST(Weights, Fp8StaysOrIsWidened) {
   EXPECT_EQ(type_of(Format::kBf16), layers::WeightType::kBf16);
   EXPECT_EQ(type_of(Format::kF32), layers::WeightType::kF32);
   expect_loads(kFp8, {}, {.format = Format::kBf16});
-  expect_loads(kFp8, {}, {.format = Format::kF32, .exact_kv_b = true});
+  expect_loads(kFp8, {}, {.format = Format::kF32, .exact = true});
+}
+
+// Numbers of the format's definition in the place of bf16 ones: any code that is finite.
+TEST(Weights, F16IsRoundedOrWidened) {
+  PlainCheckpoint plain(source_file(kBf16));
+  for (auto& [name, tensor] : plain.tensors) {
+    if (tensor.dtype != "BF16") continue;
+    tensor.dtype = "F16";
+    for (size_t i = 1; i < tensor.bytes.size(); i += 2)
+      tensor.bytes[i] = static_cast<char>(tensor.bytes[i] & 0xbf);
+  }
+  const TemporaryDirectory directory;
+  plain.write_to(directory.path());
+  const ModelConfig config = read_model_config(source_file(kBf16));
+  for (const bool exact : {false, true}) {
+    const LoadedWorld world =
+        load_world(directory.path(), config, {}, {.with_mtp = true, .exact = exact});
+    EXPECT_EQ(world.ranks[0].weights.layers[0].attention.o.type,
+              exact ? layers::WeightType::kF32 : layers::WeightType::kBf16);
+    expect_covered(plain, {}, compare(plain, config, {}, world));
+  }
+}
+
+// A source that counts how often each element is read.
+class CountedSource final : public WeightSource {
+ public:
+  explicit CountedSource(const std::filesystem::path& directory) : source_(directory) {}
+
+  bool has(std::string_view name) const override { return source_.has(name); }
+  Dtype type(const TensorSpec& tensor) const override { return source_.type(tensor); }
+  bool has_codes(const TensorSpec& tensor) const override { return source_.has_codes(tensor); }
+  layers::SourceRows read(const TensorSpec& tensor, Range rows, Range cols,
+                          RowBuffer& buffer) const override {
+    elements_[tensor.name] += rows.size() * cols.size();
+    return source_.read(tensor, rows, cols, buffer);
+  }
+  const std::map<std::string, int64_t>& elements() const { return elements_; }
+
+ private:
+  CheckpointSource source_;
+  mutable std::map<std::string, int64_t> elements_;
+};
+
+// What one rank reads of each tensor when it loads.
+std::map<std::string, int64_t> elements_read(const ParallelSizes& sizes, int rank) {
+  const ModelConfig config = read_model_config(source_file(kBf16));
+  const ParallelLayout layout(sizes, config);
+  const CountedSource source(source_file(kBf16));
+  const WeightOptions options{.with_mtp = true};
+  WeightBuilder measured(source, options, sizes.world_size, rank);
+  build_weights(config, layout, true, measured);
+  const Mapping shared = Mapping::anonymous(measured.shared_bytes() + 1);
+  const Mapping own = Mapping::anonymous(measured.own_bytes() + 1);
+  WeightBuilder builder(source, options, sizes.world_size, rank, {shared.data(), own.data()});
+  build_weights(config, layout, true, builder);
+  return source.elements();
+}
+
+TEST(Weights, EachRankReadsItsPartAndTogetherTheyReadEverythingOnce) {
+  const PlainCheckpoint plain(source_file(kBf16));
+  const ParallelSizes layouts[] = {
+      {.world_size = 4},
+      {.world_size = 4,
+       .attn_tp_size = 4,
+       .dense_tp_size = 4,
+       .moe_tp_size = 4,
+       .embed_tp_size = 4,
+       .lmhead_tp_size = 4,
+       .o_proj_tp_size = 4,
+       .shared_tp_size = 4},
+      {.world_size = 4, .attn_tp_size = 2, .dense_tp_size = 4, .moe_tp_size = 2}};
+  for (const ParallelSizes& sizes : layouts) {
+    std::map<std::string, int64_t> all;
+    for (int rank = 0; rank < sizes.world_size; ++rank)
+      for (const auto& [name, elements] : elements_read(sizes, rank)) all[name] += elements;
+
+    for (const auto& [name, tensor] : plain.tensors)
+      EXPECT_EQ(all[name], std::accumulate(tensor.shape.begin(), tensor.shape.end(), int64_t{1},
+                                           std::multiplies<>()))
+          << name;
+  }
+}
+
+TEST(Weights, ARankReadsNoOtherRanksExperts) {
+  const std::map<std::string, int64_t> read = elements_read({.world_size = 4}, 1);
+
+  EXPECT_TRUE(read.contains("model.layers.1.mlp.experts.4.up_proj.weight"));
+  EXPECT_FALSE(read.contains("model.layers.1.mlp.experts.3.up_proj.weight"));
+  EXPECT_FALSE(read.contains("model.layers.1.mlp.experts.8.up_proj.weight"));
 }
 
 TEST(Weights, QuantisedFormatsTakeAllMatricesButTheGate) {
@@ -202,7 +268,7 @@ TEST(Weights, AnyLayoutHoldsEveryElementWhereItSays) {
                 .dense_tp_size = 2,
                 .moe_tp_size = 2,
                 .shared_tp_size = 4},
-               {.format = Format::kF32, .exact_kv_b = true});
+               {.format = Format::kF32, .exact = true});
   expect_loads("tests/goldens/ds-v2-lite-tiny",
                {.world_size = 16, .attn_tp_size = 4, .moe_tp_size = 4, .shared_tp_size = 16}, {});
   expect_loads(kBf16, {.world_size = 4, .attn_tp_size = 4, .o_proj_tp_size = 2},
@@ -366,178 +432,6 @@ TEST(Weights, TiedEmbeddingsAreTheLmHead) {
   config.tie_word_embeddings = true;
 
   compare(plain, config, {}, load_world(directory.path(), config, {}, {}));
-}
-
-// A copy of ds3-tiny-fp8 with a fault in it; the error of loading it.
-class FaultyCheckpoint : public testing::Test {
- protected:
-  using Tensors = std::map<std::string, PlainTensor>;
-
-  std::string error_of(const std::function<void(Tensors&)>& spoil) const {
-    PlainCheckpoint plain(source_file(kFp8));
-    spoil(plain.tensors);
-    const TemporaryDirectory directory;
-    plain.write_to(directory.path());
-    const ModelConfig config = read_model_config(source_file(kFp8));
-    const std::string error = user_error([&] { load_world(directory.path(), config, {}, {}); });
-    EXPECT_CONTAINS(error, directory.path().string());
-    return error;
-  }
-  static void set_float(PlainTensor& tensor, size_t index, float value) {
-    std::memcpy(&tensor.bytes[index * sizeof value], &value, sizeof value);
-  }
-
-  const std::string o_proj_ = "model.layers.2.self_attn.o_proj.weight";
-  const std::string kv_b_ = "model.layers.1.self_attn.kv_b_proj.weight";
-};
-
-TEST_F(FaultyCheckpoint, AnyMissingTensorIsNamed) {
-  const PlainCheckpoint plain(source_file(kFp8));
-  int i = 0;
-  for (const auto& [name, tensor] : plain.tensors) {
-    if (++i % 23 != 0) continue;  // each takes a whole copy
-    EXPECT_CONTAINS(error_of([&](Tensors& tensors) { tensors.erase(name); }),
-                    "tensor '" + name + "' is missing");
-  }
-}
-
-TEST_F(FaultyCheckpoint, WrongShapesAndTypesAreNamed) {
-  EXPECT_CONTAINS(
-      error_of([&](Tensors& t) { std::swap(t[o_proj_].shape[0], t[o_proj_].shape[1]); }),
-      "tensor '" + o_proj_ + "' has shape [256, 192]; config.json asks for [192, 256]");
-  EXPECT_CONTAINS(error_of([&](Tensors& t) {
-                    t[o_proj_ + "_scale_inv"].shape = {4, 1};
-                  }),
-                  "tensor '" + o_proj_ + "_scale_inv' has shape [4, 1]");
-  EXPECT_CONTAINS(error_of([&](Tensors& t) { t["lm_head.weight"].dtype = "F16"; }),
-                  "tensor 'lm_head.weight' has type F16; supported here: BF16, F32, F8_E4M3");
-  EXPECT_CONTAINS(error_of([&](Tensors& t) { t["model.norm.weight"].dtype = "F16"; }),
-                  "tensor 'model.norm.weight' has type F16; supported here: BF16, F32");
-  EXPECT_CONTAINS(error_of([&](Tensors& t) { t[o_proj_ + "_scale_inv"].dtype = "I32"; }),
-                  "tensor '" + o_proj_ + "_scale_inv' has type I32; scales must be F32");
-}
-
-TEST_F(FaultyCheckpoint, ScalesThatAreNoScalesAreNamed) {
-  for (const float value : {NAN, INFINITY, -INFINITY, -1.0f, 0.0f, 3e38f})
-    EXPECT_CONTAINS(
-        error_of([&](Tensors& t) { set_float(t[o_proj_ + "_scale_inv"], 2, value); }),
-        "tensor '" + o_proj_ + "_scale_inv' holds " + fmt::format("{} at [1, 0]", value));
-  EXPECT_CONTAINS(error_of([&](Tensors& t) { set_float(t[kv_b_ + "_scale_inv"], 3, NAN); }),
-                  "tensor '" + kv_b_ + "_scale_inv' holds nan at [3, 0]");
-}
-
-TEST_F(FaultyCheckpoint, Fp8CodesThatAreNoNumbersAreNamed) {
-  EXPECT_CONTAINS(error_of([&](Tensors& t) { t[o_proj_].bytes[191 * 256 + 255] = '\x7f'; }),
-                  "tensor '" + o_proj_ + "' holds a NaN at [191, 255]");
-  EXPECT_CONTAINS(error_of([&](Tensors& t) { t[kv_b_].bytes[70 * 128 + 1] = '\xff'; }),
-                  "tensor '" + kv_b_ + "' holds a NaN at [70, 1]");
-}
-
-TEST_F(FaultyCheckpoint, PartsOfOneMatrixHaveOneType) {
-  const std::string up = "model.layers.0.mlp.up_proj.weight";
-  EXPECT_CONTAINS(user_error([&] {
-                    const TemporaryDirectory directory;
-                    PlainCheckpoint plain(source_file(kFp8));
-                    plain.tensors[up].dtype = "BF16";
-                    plain.tensors[up].bytes.resize(2 * 320 * 192);
-                    plain.write_to(directory.path());
-                    WeightLoader loader(directory.path(), read_model_config(source_file(kFp8)),
-                                        ParallelLayout({}, read_model_config(source_file(kFp8))),
-                                        {});
-                  }),
-                  "'" + up + "' have types F8_E4M3 and BF16");
-}
-
-TEST(Weights, MtpIsRefusedWithoutAModule) {
-  EXPECT_CONTAINS(user_error([] { load_world(kFp8, {}, {.with_mtp = true}); }), "next_n");
-}
-
-// The shapes of a checkpoint's config.json, made smaller: random weights need no checkpoint.
-ModelConfig small_config(const char* checkpoint) {
-  ModelConfig config = read_model_config(source_file(checkpoint));
-  config.num_hidden_layers = 2;
-  config.n_routed_experts = config.gate.num_experts = 4;
-  config.num_attention_heads = 4;
-  return config;
-}
-
-// Random weights by tensor and element, collected over the ranks of a layout.
-using Values = std::map<std::string, std::map<std::pair<int64_t, int64_t>, float>>;
-
-Values random_values(const ModelConfig& config, const ParallelSizes& sizes, uint64_t seed) {
-  const LoadedWorld world = load_world(
-      "/nowhere", config, sizes,
-      {.with_ckpt = false, .seed = seed, .with_mtp = config.num_nextn_predict_layers > 0});
-  Values values;
-  for (int rank = 0; rank < sizes.world_size; ++rank) {
-    const auto visit = [&](const HeldElement& element) {
-      // The MTP module has the main model's embedding and head, under another name.
-      if (contains(element.tensor, "layers.2.embed") ||
-          contains(element.tensor, "shared_head.head"))
-        return;
-      const auto [at, added] =
-          values[element.tensor].try_emplace({element.row, element.col}, element.value);
-      ASSERT_EQ(at->second, element.value) << element.tensor;
-    };
-    WeightWalk(config, sizes, rank, visit).model(world.ranks[rank].weights);
-  }
-  return values;
-}
-
-TEST(RandomWeights, AreTheSameInAnyLayout) {
-  const ParallelSizes sizes{.world_size = 4,
-                            .attn_tp_size = 4,
-                            .dense_tp_size = 2,
-                            .moe_tp_size = 2,
-                            .embed_tp_size = 4,
-                            .lmhead_tp_size = 2};
-  for (const char* checkpoint : {kBf16, kFp8}) {
-    const ModelConfig config = small_config(checkpoint);
-    EXPECT_TRUE(random_values(config, {}, 7) == random_values(config, sizes, 7));
-  }
-}
-
-double correlation(const Values& a, const std::string& a_name, const Values& b,
-                   const std::string& b_name) {
-  double ab = 0, aa = 0, bb = 0;
-  for (const auto& [at, value] : a.at(a_name)) {
-    const double other = b.at(b_name).at(at);
-    ab += value * other;
-    aa += value * value;
-    bb += other * other;
-  }
-  return ab / std::sqrt(aa * bb);
-}
-
-TEST(RandomWeights, DependOnSeedAndName) {
-  const ModelConfig config = small_config(kBf16);
-  const Values one = random_values(config, {}, 1), two = random_values(config, {}, 2);
-  const std::string q_a = "model.layers.0.self_attn.q_a_proj.weight";
-  EXPECT_LT(std::abs(correlation(one, q_a, two, q_a)), 0.05);
-  EXPECT_LT(std::abs(correlation(one, q_a, one, "model.layers.1.self_attn.q_a_proj.weight")), 0.05);
-}
-
-TEST(RandomWeights, HaveTheVarianceThatKeepsActivationsNearOne) {
-  for (const char* checkpoint : {kBf16, kFp8}) {
-    const ModelConfig config = small_config(checkpoint);
-    const Values values = random_values(config, {}, 1);
-    const auto variance = [&](const char* name) {
-      double sum = 0, squares = 0;
-      for (const auto& [at, value] : values.at(name)) {
-        sum += value;
-        squares += double{value} * value;
-      }
-      const auto count = static_cast<double>(values.at(name).size());
-      EXPECT_LT(std::abs(sum / count), 0.05 * std::sqrt(squares / count) + 0.01) << name;
-      return squares / count;
-    };
-    const auto hidden = static_cast<double>(config.hidden_size);
-    EXPECT_NEAR(variance("model.layers.0.mlp.up_proj.weight") * hidden, 1, 0.3);
-    EXPECT_NEAR(variance("lm_head.weight") * hidden, 1, 0.1);
-    EXPECT_NEAR(variance("model.embed_tokens.weight"), 1, 0.1);
-    EXPECT_LT(variance("model.layers.1.mlp.gate.e_score_correction_bias"), 0.001);
-    for (const auto& [at, value] : values.at("model.norm.weight")) EXPECT_EQ(value, 1);
-  }
 }
 
 }  // namespace

@@ -167,7 +167,7 @@ TEST_F(GenerationRequestTest, RefusesByNameWhatItCannotDo) {
   expect_refused(Endpoint::kChat, {{"response_format", {{"type", "json_object"}}}},
                  "response_format", "not supported");
   expect_refused(Endpoint::kChat, {{"tools", {tool}}}, "tools");
-  expect_refused(Endpoint::kChat, {{"tool_choice", "auto"}}, "tool_choice");
+  expect_refused(Endpoint::kChat, {{"tool_choice", "required"}}, "tool_choice");
   expect_refused(Endpoint::kChat, {{"functions", {tool}}}, "functions");
   expect_refused(Endpoint::kChat, {{"reasoning_effort", "high"}}, "reasoning_effort");
   expect_refused(Endpoint::kChat, {{"audio", {{"voice", "a"}}}}, "audio");

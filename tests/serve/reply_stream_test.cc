@@ -33,9 +33,10 @@ model::Tokenizer tokenizer_with(const std::vector<std::string>& marks, bool spec
 }
 
 ReplyPart read(const model::Tokenizer& tokenizer, const std::string& text, bool in_reasoning,
-               const std::vector<std::string>& stops = {}) {
+               const std::vector<std::string>& stops = {}, bool with_tools = false) {
   const ReplyFormat format = ReplyFormat::of(tokenizer);
-  ReplyStream stream(tokenizer, format, stops, in_reasoning);
+  ReplyStream stream(tokenizer, format, stops,
+                     {.in_reasoning = in_reasoning, .with_tools = with_tools});
   ReplyPart part;
   for (const int32_t id : tokenizer.encode(text, false)) stream.push(id, part);
   stream.finish(part);
@@ -82,6 +83,77 @@ TEST(ReplyStream, AStopStringEndsWhateverIsBeingSaid) {
   const ReplyPart across = read(r1, "<think>ab</think>cd", false, {"abcd"});
   EXPECT_EQ(across.reasoning, "ab");
   EXPECT_EQ(across.content, "cd");
+}
+
+using Strings = std::vector<std::string>;
+
+// The marks in each of these tests, and the way calls are written, are those of the chat templates
+// in tests/model/chat_templates.
+void expect_calls(const Strings& marks, bool special, const std::string& text, const Strings& names,
+                  const Strings& arguments, const std::string& content) {
+  const model::Tokenizer tokenizer = tokenizer_with(marks, special);
+  ASSERT_TRUE(ReplyFormat::of(tokenizer).knows_tools());
+  const ReplyPart part = read(tokenizer, text, false, {}, true);
+  Strings found_names, found_arguments;
+  for (const ToolCall& call : part.tool_calls) {
+    found_names.push_back(call.name);
+    found_arguments.push_back(call.arguments);
+  }
+  EXPECT_EQ(found_names, names);
+  EXPECT_EQ(found_arguments, arguments);
+  EXPECT_EQ(part.content, content);
+  EXPECT_TRUE(read(tokenizer, text, false).tool_calls.empty());  // none were offered
+}
+
+const Strings kDeepSeekMarks = {"<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>",
+                                "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"};
+
+TEST(ReplyStream, ReadsTheToolCallsOfDeepSeekV3) {
+  expect_calls(kDeepSeekMarks, false,
+               "ok<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<"
+               "｜tool▁sep｜>f\n```json\n"
+               "{\"a\": "
+               "1}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<"
+               "｜tool▁sep｜>g\n"
+               "```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+               {"f", "g"}, {"{\"a\": 1}", "{}"}, "ok\n");
+}
+
+TEST(ReplyStream, ReadsTheToolCallsOfDeepSeekV31) {
+  expect_calls(kDeepSeekMarks, false,
+               "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"a\": 1}"
+               "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+               {"f"}, {"{\"a\": 1}"}, "");
+}
+
+TEST(ReplyStream, ReadsTheToolCallsOfKimi) {
+  expect_calls({"<|tool_calls_section_begin|>", "<|tool_call_begin|>",
+                "<|tool_call_argument_begin|>", "<|tool_call_end|>", "<|tool_calls_section_end|>"},
+               false,
+               "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0"
+               "<|tool_call_argument_begin|>{\"a\": "
+               "1}<|tool_call_end|><|tool_calls_section_end|>",
+               {"f"}, {"{\"a\": 1}"}, "");
+}
+
+TEST(ReplyStream, ReadsTheToolCallsOfQwenAndShowsWhatIsNone) {
+  const Strings marks = {"<tool_call>", "</tool_call>"};
+  expect_calls(marks, false,
+               "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"b\": 2, "
+               "\"a\": 1}}\n</tool_call>",
+               {"f"}, {"{\"b\":2,\"a\":1}"}, "");
+  expect_calls(marks, false, "<tool_call>f(1)</tool_call>", {}, {}, "f(1)");
+  expect_calls(marks, false, "a<tool_call>{\"name\": \"f\"", {}, {},
+               "a{\"name\": \"f\"");  // cut
+}
+
+TEST(ReplyStream, ReadsTheToolCallsOfHarmony) {
+  expect_calls({"<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|call|>", "<|constrain|>"},
+               true,
+               "<|channel|>analysis<|message|>why<|end|><|start|>assistant<|"
+               "channel|>commentary "
+               "to=functions.f <|constrain|>json<|message|>{\"a\": 1}<|call|>",
+               {"f"}, {"{\"a\": 1}"}, "");
 }
 
 }  // namespace

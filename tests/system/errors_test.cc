@@ -162,6 +162,19 @@ TEST(Configuration, OfAnUnknownInstructionSetListsTheKnown) {
   EXPECT_CONTAINS(error, "scalar, avx2, avx512 or avx512_bf16");
 }
 
+TEST(Configuration, ThatNeedsMoreMemoryThanThereIsSaysHowMuchWhereAndWhatLowersIt) {
+  json config = tiny_config();
+  config["runtime_config"]["device_memory_gb"] = 0.02;
+
+  const std::string error = run_error(config);
+
+  EXPECT_CONTAINS(error, "rank 0 needs");
+  EXPECT_CONTAINS(error, "16.0 MiB for windows");
+  EXPECT_CONTAINS(error, "mem_fraction_static 0.85 of 20.5 MiB");
+  EXPECT_CONTAINS(error, "weight_format int8");
+  EXPECT_CONTAINS(error, "raise runtime_config.device_memory_gb");
+}
+
 // ---- command lines ----------------------------------------------------------------------------
 
 TEST(CommandLine, WithoutCommandAsksForOneAndAnUnknownOneIsNamed) {

@@ -7,62 +7,10 @@
 #include <cstdlib>
 #include <regex>
 
-#include "tests/system/jobs.h"
+#include "tests/system/faulty_launch.h"
 
 namespace troupe::system_tests {
 namespace {
-
-namespace fs = std::filesystem;
-
-constexpr int kWorldSize = 4;
-
-// A short run with every kind of collective that a layout has: attention, experts, dense layers and
-// logits are all cut.
-json small_job() {
-  json config = configuration(tiny_moe(), kWorldSize, "bfloat16");
-  config["model_config"]["next_n"] = 1;
-  config["parallel_config"]["attn_tp_size"] = 2;
-  config["parallel_config"]["dense_tp_size"] = 2;
-  config["parallel_config"]["moe_tp_size"] = 2;
-  config["parallel_config"]["embed_tp_size"] = 2;
-  config["parallel_config"]["lmhead_tp_size"] = 4;
-  config["scheduler_config"]["max_new_tokens"] = 24;
-  config["scheduler_config"]["batch_size"] = 2;
-  return config;
-}
-
-// A launch with faults, from its start to what it leaves.
-class FaultyLaunch {
- public:
-  explicit FaultyLaunch(const std::vector<std::string>& faults, json config = small_job()) {
-    config["runtime_config"]["dump_dir"] = dumps_.path();
-    auto words = command_line("run", config, {{1, 2, 3}, {4, 5}}, input_);
-    words.push_back("--ignore-eos");
-    for (const std::string& fault : faults) words.insert(words.end(), {"--inject", fault});
-    process_.emplace(words);
-  }
-
-  TroupeProcess& process() { return *process_; }
-  void wait() { ended_ = process_->wait(); }
-  const Ended& ended() const { return ended_; }
-  std::string last_line() const {
-    return ended_.error_lines().empty() ? "" : ended_.error_lines().back();
-  }
-  json dump() const {
-    const std::vector<fs::path> files(fs::directory_iterator(dumps_.path()), {});
-    if (files.size() != 1)
-      throw std::runtime_error(fmt::format("{} dumps: {}", files.size(), ended_.err));
-    return json::parse(model::read_file(files[0]));
-  }
-  bool left_nothing() const {
-    return process_->processes().empty() && fs::is_empty(process_->temporary_directory());
-  }
-
- private:
-  model::TemporaryDirectory input_, dumps_;
-  std::optional<TroupeProcess> process_;
-  Ended ended_;
-};
 
 testing::AssertionResult matches(const std::string& text, const std::string& pattern) {
   if (std::regex_match(text, std::regex(pattern))) return testing::AssertionSuccess();
@@ -72,12 +20,6 @@ testing::AssertionResult matches(const std::string& text, const std::string& pat
 std::vector<int> ranks_to_try() {
   if (std::getenv("TROUPE_ALL_FAULTS") != nullptr) return {0, 1, 2, 3};
   return {2};
-}
-
-// "rank 2 (pid 17, DP 1, TP 0, EP 1, ETP 0)"
-std::string rank_pattern(int rank) {
-  return fmt::format("rank {} \\(pid [0-9]+, DP {}, TP {}, EP {}, ETP {}\\)", rank, rank / 2,
-                     rank % 2, rank / 2, rank % 2);
 }
 
 struct Place {
@@ -143,12 +85,6 @@ TEST_P(StoppedAtEachStage, TheStoppedRankIsNamedNotAWaiter) {
   }
 }
 
-char process_state(int pid) {
-  const std::string status = proc_file(pid, "status"), key = "\nState:\t";
-  const size_t found = status.find(key);
-  return found == std::string::npos ? '?' : status[found + key.size()];
-}
-
 TEST(StoppedRank, ThatGoesOnInTimeChangesNothing) {
   FaultyLaunch undisturbed({});
   undisturbed.wait();
@@ -193,7 +129,7 @@ TEST(CrashedRank, LeavesItsStackInTheDump) {
   EXPECT_EQ(crash.at("address"), "0x0");
   std::string functions;
   for (const json& frame : crash.at("stack")) functions += frame.at("function").get<std::string>();
-  for (const char* name : {"comm::FaultInjector::arrive", "comm::FusedExchange::start_dispatch",
+  for (const char* name : {"comm::FaultInjector::arrive", "comm::FusedExchange::send_rows",
                            "actors::MoeActor::", "main"})
     EXPECT_NE(functions.find(name), std::string::npos) << name << " is not in " << functions;
   EXPECT_FALSE(dump.at("ranks").at(0).contains("crash"));

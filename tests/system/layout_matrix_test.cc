@@ -126,6 +126,11 @@ std::vector<Subject> subjects() {
                      return random_weights_case(shape_directory("gpt_oss", config), dtype);
                    }});
   }
+  all.push_back({"tiny_moe_with_comm_threads", [] {
+                   LayoutCase result = tiny_moe_case("bfloat16");
+                   result.config["runtime_config"]["comm_mode"] = "thread";
+                   return result;
+                 }});
   // tiny-moe has leaves of 44 and of 4 inputs: shards cut through groups of 32.
   for (const std::string format : {"int8", "int4", "mxfp4"})
     all.push_back({"tiny_moe_" + format, [=] { return tiny_moe_case("bfloat16", format); },

@@ -1,5 +1,6 @@
 // `troupe serve` as clients meet it: the tokens of `troupe run`, OpenAI's forms and errors, and an
 // end that loses nothing.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 
@@ -264,6 +265,27 @@ TEST_F(Serve, WhatAClientThatLeavesHadAskedForEnds) {
   server().wait_until_idle();
 
   EXPECT_LT(server().status()["generation_tokens"].get<int64_t>() - before, 2 * 1900);
+}
+
+TEST_F(Serve, BenchServeSendsTheLoadItWasAskedFor) {
+  const model::TemporaryDirectory directory;
+  const std::string trace = directory.write("trace.csv", "0,5,7\n0,300,3\n0.05,9,1\n");
+  const std::string report = directory.path() / "load.json";
+  const std::string url = fmt::format("http://127.0.0.1:{}", server().port());
+  const Ended ended = run_troupe({"bench", "serve", "--url", url, "--trace", trace, "--concurrency",
+                                  "2", "--goodput", "e2el:60000", "--json", report});
+  ASSERT_EQ(ended.status, 0) << ended.err;
+  const json figures = json::parse(model::read_file(report));
+
+  EXPECT_EQ(figures["model_id"], "tiny");
+  EXPECT_EQ(figures["completed"], 3);
+  EXPECT_EQ(figures["total_input_tokens"], 5 + 300 + 9);
+  EXPECT_EQ(figures["total_output_tokens"], 7 + 3 + 1);
+  EXPECT_EQ(figures["request_goodput"], figures["request_throughput"]);
+  for (const char* name : {"mean_ttft_ms", "median_tpot_ms", "p99_itl_ms", "p90_e2el_ms"})
+    EXPECT_GT(figures.at(name), 0) << name;
+  EXPECT_EQ(run_troupe({"bench", "serve", "--url", "http://127.0.0.1:1"}).status, 2);
+  EXPECT_EQ(run_troupe({"bench", "serve"}).status, 2);
 }
 
 TEST(ServeLimits, RequestsBeyondTheQueueAreToldToComeAgain) {

@@ -41,12 +41,12 @@ std::vector<char*> pointers(std::vector<std::string>& words) {
   return result;
 }
 
-// Signals as in a fresh shell; stdin is empty.
-int spawn(std::vector<std::string> arguments, std::vector<std::string> environment, int out,
+// Signals as in a fresh shell.
+int spawn(std::vector<std::string> arguments, std::vector<std::string> environment, int in, int out,
           int err) {
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+  posix_spawn_file_actions_adddup2(&actions, in, STDIN_FILENO);
   posix_spawn_file_actions_adddup2(&actions, out, STDOUT_FILENO);
   posix_spawn_file_actions_adddup2(&actions, err, STDERR_FILENO);
   posix_spawn_file_actions_addclosefrom_np(&actions, STDERR_FILENO + 1);
@@ -77,13 +77,17 @@ std::vector<std::string> Ended::error_lines() const {
 }
 
 TroupeProcess::TroupeProcess(const std::vector<std::string>& arguments,
-                             const Environment& environment)
+                             const Environment& environment, const std::string& input)
     : out_(make_memfd("test-stdout")), err_(make_memfd("test-stderr")) {
   std::vector<std::string> words{"troupe"};
   words.insert(words.end(), arguments.begin(), arguments.end());
   Environment changes = environment;
   changes["TMPDIR"] = tmp_.path();
-  pid_ = spawn(words, merged_environment(changes), out_.get(), err_.get());
+  const Fd in = make_memfd("test-stdin");
+  if (::write(in.get(), input.data(), input.size()) != std::ssize(input) ||
+      ::lseek(in.get(), 0, SEEK_SET) != 0)
+    throw std::runtime_error(errno_text("write"));
+  pid_ = spawn(words, merged_environment(changes), in.get(), out_.get(), err_.get());
   pidfd_ = Fd(static_cast<int>(syscall(SYS_pidfd_open, pid_, 0)));
 }
 
@@ -147,8 +151,8 @@ Ended TroupeProcess::wait() {
 }
 
 Ended run_troupe(const std::vector<std::string>& arguments,
-                 const TroupeProcess::Environment& environment) {
-  return TroupeProcess(arguments, environment).wait();
+                 const TroupeProcess::Environment& environment, const std::string& input) {
+  return TroupeProcess(arguments, environment, input).wait();
 }
 
 std::string proc_file(int pid, const std::string& name) {

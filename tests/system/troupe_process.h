@@ -28,9 +28,10 @@ class TroupeProcess {
  public:
   using Environment = std::map<std::string, std::string>;
 
-  // Starts `troupe arguments...`. It and all its descendants have a TMPDIR of their own.
+  // Starts `troupe arguments...` with `input` as its stdin. It and all its descendants have a
+  // TMPDIR of their own.
   explicit TroupeProcess(const std::vector<std::string>& arguments,
-                         const Environment& environment = {});
+                         const Environment& environment = {}, const std::string& input = "");
   ~TroupeProcess();  // kills what still runs
   TroupeProcess(const TroupeProcess&) = delete;
   TroupeProcess& operator=(const TroupeProcess&) = delete;
@@ -59,7 +60,7 @@ class TroupeProcess {
 
 // Runs `troupe arguments...` to its end.
 Ended run_troupe(const std::vector<std::string>& arguments,
-                 const TroupeProcess::Environment& environment = {});
+                 const TroupeProcess::Environment& environment = {}, const std::string& input = "");
 
 // "comm", "maps", ... of a process; "" when it is gone.
 std::string proc_file(int pid, const std::string& name);
