@@ -10,6 +10,9 @@
 #include "tests/model/files.h"
 
 namespace troupe::fuzz {
+
+void PrintTo(const Target& target, std::ostream* out) { *out << target.name; }
+
 namespace {
 
 namespace fs = std::filesystem;
