@@ -41,7 +41,7 @@ void status_command(const StatusArguments& arguments) {
   for (const LaunchAddress& launch : chosen_launches(arguments.pid)) {
     const LaunchStatus status = LaunchWatch(launch).look(kLookFor);
     all.push_back(status_json(status));
-    text += (text.empty() ? "" : "\n") + status_text(status);
+    text += fmt::format("{}{}", text.empty() ? "" : "\n", status_text(status));
   }
   if (arguments.json)
     text = all.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";

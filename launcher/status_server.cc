@@ -121,7 +121,7 @@ void StatusServer::answer(int connection) const {
 }
 
 std::vector<LaunchAddress> find_launches() {
-  const std::string prefix = "@" + name_prefix();
+  const std::string prefix = fmt::format("@{}", name_prefix());
   std::vector<LaunchAddress> launches;
   std::ifstream sockets("/proc/net/unix");
   for (std::string line; std::getline(sockets, line);) {
