@@ -181,7 +181,6 @@ TraceSnapshot read_trace(const Arena& arena, int index) {
   const TraceShape& shape = arena.shape().trace;  // what the ring says of itself is not trusted
   TraceSnapshot snapshot;
   const uint64_t written = ring.written.load(std::memory_order_acquire);
-  if (written == 0) return snapshot;
   // The oldest may be half overwritten.
   const auto kept = std::min(written, static_cast<uint64_t>(shape.num_events) - 1);
   snapshot.forgotten = written - kept;

@@ -122,7 +122,8 @@ class Reader {
     trace_.forgotten = other.at("forgotten_events");
     trace_.sent_bytes = other.at("sent_bytes").get<std::vector<int64_t>>();
     trace_.expert_rows = other.at("expert_rows").get<std::vector<std::vector<int64_t>>>();
-    if (trace_.world_size < 1 || trace_.rank < -1 || trace_.rank >= trace_.world_size)
+    if (trace_.world_size < 1 || trace_.world_size > (1 << 16) || trace_.rank < -1 ||
+        trace_.rank >= trace_.world_size)
       throw NotATrace(fmt::format("rank {} of {}", trace_.rank, trace_.world_size));
     trace_.sent_bytes.resize(trace_.world_size);
   }

@@ -6,7 +6,6 @@
 #include <cstdio>
 #include <fstream>
 #include <map>
-#include <regex>
 #include <set>
 
 #include "tests/system/jobs.h"
@@ -248,7 +247,7 @@ TEST(TraceOfARun, OfADeadRankIsWritten) {
   for (int rank = 0; rank < 2; ++rank) {
     const json trace = read_json(rank_file(directory.path() / "trace", rank));
     expect_chrome_trace(trace);
-    EXPECT_GT(sum_of(trace, "X", "decode", "tokens"), 0) << rank;
+    EXPECT_GT(sum_of(trace, "X", "decode", "dur"), 0) << rank;
   }
   const Ended summary = run_troupe({"trace", "summary", directory.path() / "trace"});
   EXPECT_EQ(summary.status, 0) << summary.err;
@@ -286,9 +285,10 @@ std::string page_in_browser(const std::string& address_end) {
 bool has_chromium() { return std::system("command -v chromium >/dev/null 2>&1") == 0; }
 
 std::string attribute(const std::string& dom, const std::string& name) {
-  std::smatch found;
-  const std::regex pattern(name + "=\"([^\"]*)\"");
-  return std::regex_search(dom, found, pattern) ? found[1].str() : "";
+  const size_t begin = dom.find(" " + name + "=\"");
+  if (begin == std::string::npos) return "";
+  const size_t value = begin + name.size() + 3;
+  return dom.substr(value, dom.find('"', value) - value);
 }
 
 TEST(TracePage, ShowsTheRunInABrowser) {
@@ -309,7 +309,7 @@ TEST(TracePage, ShowsTheRunInABrowser) {
   for (int rank = 0; rank < kWorld; ++rank)
     for (const json& bytes : traced_run().ranks[rank].at("otherData").at("sent_bytes"))
       EXPECT_NE(dom.find("data-value=\"" + bytes.dump() + "\""), std::string::npos);
-  EXPECT_EQ(dom.find("nothing of it in this trace"), std::string::npos);
+  EXPECT_EQ(dom.find("<p class=\"none\">"), std::string::npos) << "a chart is empty";
 }
 
 }  // namespace
