@@ -33,7 +33,7 @@ complete_words() (
   _troupe
   echo "${COMPREPLY[*]}"
 )
-[[ $(complete_words troupe to) == tokenize ]] || fail "to: $(complete_words troupe to)"
+[[ $(complete_words troupe tok) == tokenize ]] || fail "tok: $(complete_words troupe tok)"
 [[ $(complete_words troupe bench dec) == decode ]] || fail "bench dec"
 [[ $(complete_words troupe run --prompt-f) == --prompt-file ]] || fail "run --prompt-f"
 [[ $(complete_words troupe --log-level wa) == warn ]] || fail "--log-level wa"
