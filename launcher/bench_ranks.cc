@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <thread>
 
 #include "base/error.h"
 #include "launcher/supervisor.h"
@@ -94,8 +93,8 @@ class BenchRanks {
   int run_rank(int rank, pid_t launcher) const {
     try {
       enter_rank_process(rank, launcher);
-      if (static_cast<int>(std::thread::hardware_concurrency()) >= world_size()) pin_to_core(rank);
-      comm::Communicator communicator(arena_, rank, timeout_);
+      comm::Communicator communicator(arena_, rank, timeout_);  // which counts the cores
+      if (communicator.spins()) pin_to_core(rank);
       std::string report;
       body_(communicator, report);
       TROUPE_CHECK(report.size() + sizeof(size_t) <= kReportBytes, "{}", report.size());

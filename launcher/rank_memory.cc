@@ -164,9 +164,23 @@ actors::SchedulerLimits serving_limits(const Config& config, const model::ModelC
 
 size_t machine_bytes() {
   size_t bytes = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
-  std::ifstream limit("/sys/fs/cgroup/memory.max");  // a number, "max", or no such file
-  size_t limit_bytes = 0;
-  if (limit >> limit_bytes) bytes = std::min(bytes, limit_bytes);
+  // In a container its own group is the root of what it sees.
+  std::vector<std::string> limits{"/sys/fs/cgroup/memory.max",
+                                  "/sys/fs/cgroup/memory/memory.limit_in_bytes"};
+  std::ifstream groups("/proc/self/cgroup");  // "0::/group", or of version 1 "8:memory:/group"
+  for (std::string line; std::getline(groups, line);) {
+    const size_t memory = line.find(":memory:/");
+    if (line.starts_with("0::/"))
+      limits.push_back(fmt::format("/sys/fs/cgroup{}/memory.max", line.substr(3)));
+    else if (memory != std::string::npos)
+      limits.push_back(
+          fmt::format("/sys/fs/cgroup/memory{}/memory.limit_in_bytes", line.substr(memory + 8)));
+  }
+  for (const std::string& path : limits) {
+    std::ifstream limit(path);  // a number, "max", or no such file
+    size_t limit_bytes = 0;
+    if (limit >> limit_bytes) bytes = std::min(bytes, limit_bytes);
+  }
   return bytes;
 }
 

@@ -330,12 +330,14 @@ TEST(TraceMerge, HasTheEventsOfAllFiles) {
 
   size_t events = 0;
   for (const fs::path& path : {trace_file(directory.path(), 0), trace_file(directory.path(), 1),
-                               launcher_trace_file(directory.path())})
-    for (const json& event : json::parse(model::read_file(path)).at("traceEvents")) {
+                               launcher_trace_file(directory.path())}) {
+    const json file = json::parse(model::read_file(path));
+    for (const json& event : file.at("traceEvents")) {
       const json& all = merged.at("traceEvents");
       EXPECT_NE(std::ranges::find(all, event), all.end());
       ++events;
     }
+  }
   EXPECT_EQ(merged.at("traceEvents").size(), events);
 }
 
