@@ -202,11 +202,16 @@ TEST(ReadConfig, AValueOutOfRangeIsAnErrorForEveryKey) {
 }
 
 TEST(ReadConfig, StoresTheEndsOfEveryRangeAndEveryChoice) {
+  const model::TemporaryDirectory directory;
+  const auto placement =
+      directory.write("placement.json", R"({"layers": [{"layer": 1, "experts": [0, 1]}]})");
   for (const Key& key : known_keys()) {
     if (key.field == nullptr) continue;
     std::vector<std::string> values;
     if (key.type == Key::Type::kFlag) values = {"True", "False"};
     if (key.type == Key::Type::kText) values = {"x y"};
+    // A file that is read with the configuration.
+    if (key.name == "expert_placement") values = {placement.string()};
     if (key.type == Key::Type::kInteger)
       values = {std::to_string(key.min), std::to_string(key.max)};
     if (key.type == Key::Type::kNumber) {
