@@ -116,7 +116,8 @@ TEST_P(Fuzz, MutationsAreReadOrRefused) {
   std::mt19937 random(20241122);
   int refused = 0;
 
-  for (int i = 0; i < 400; ++i) refused += !run(mutated(inputs[i % inputs.size()], inputs, random));
+  for (int i = 0; i < num_mutations(); ++i)
+    refused += !run(mutated(inputs[i % inputs.size()], inputs, random));
 
   EXPECT_GT(refused, 0);
 }
