@@ -51,7 +51,7 @@ void read_attention(const JsonObject& json, ModelConfig& config) {
 
 // Transformers 5 writes one object with rope_theta in it, earlier versions two keys.
 void read_rope(const JsonObject& json, ModelConfig& config) {
-  constexpr NumberBounds kTheta{1, 1e12};
+  constexpr NumberBounds kTheta{1.001, 1e12};  // 1 would turn all pairs alike
   const char* key = json.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
   config.rope_theta = json.number("rope_theta", kTheta, 10000);
   if (!json.has(key)) return;
