@@ -91,7 +91,9 @@ void expect_chrome_trace(const json& trace) {
       const int64_t end = start + nanoseconds(event, "dur");
       ASSERT_GE(start, last_start[event.at("tid")]) << "not in order: " << event;
       last_start[event.at("tid")] = start;
-      if (!ends.empty()) ASSERT_LE(end, ends.back()) << "overlaps the span around it: " << event;
+      if (!ends.empty()) {
+        ASSERT_LE(end, ends.back()) << "overlaps the span around it: " << event;
+      }
       ends.push_back(end);
     } else if (phase != "C") {
       ASSERT_FALSE(ends.empty()) << "an arrow that is tied to no span: " << event;
@@ -123,7 +125,9 @@ TEST(TraceOfARun, HasATrackForEachActor) {
     if (event.at("name") == "thread_name") tracks.insert(event.at("args").at("name"));
   EXPECT_EQ(tracks, (std::set<std::string>{"rank", "attention", "moe", "lm_head", "mtp"}));
   for (const json& event : traced_run().launcher.at("traceEvents"))
-    if (event.at("name") == "thread_name") EXPECT_EQ(event.at("args").at("name"), "scheduler");
+    if (event.at("name") == "thread_name") {
+      EXPECT_EQ(event.at("args").at("name"), "scheduler");
+    }
 }
 
 TEST(TraceOfARun, DrawsAnArrowFromEachDispatchToTheRanksThatReceived) {
