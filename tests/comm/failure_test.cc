@@ -6,6 +6,7 @@
 #include <limits>
 #include <numeric>
 #include <random>
+#include <string_view>
 #include <thread>
 #include <tuple>
 
@@ -410,7 +411,7 @@ class LostRank : public testing::TestWithParam<std::tuple<Endless, int>> {};
 
 TEST_P(LostRank, IsNamedByTheSurvivors) {
   const auto& [endless, signal] = GetParam();
-  std::mt19937 random(static_cast<unsigned>(endless.name[0] * 31 + signal));
+  std::mt19937_64 random(std::hash<std::string_view>{}(endless.name) + static_cast<size_t>(signal));
   const int lost = static_cast<int>(random() % 4);
   const uint64_t collective = 1 + random() % 40;
   const auto later = std::chrono::microseconds(random() % 500);

@@ -117,6 +117,7 @@ class Layer {
       exchange_.finish_dispatch();
       const int64_t taken = exchange_.taken();
       require(taken > 0 || first == mine.tokens, "no token was taken");
+      require(taken <= shape_.max_tokens, "more tokens than a chunk were taken");
       serve();
       exchange_.start_combine();
       pause_sometimes(random_);
