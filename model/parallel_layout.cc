@@ -47,11 +47,15 @@ void check_experts(const ParallelSizes& sizes, const ModelConfig& config) {
     check_placement(sizes.expert_placement, config, sizes.moe_ep_size());
   if (experts == 0) return;
   const int ep = sizes.moe_ep_size();
-  if (sizes.expert_placement.empty() && experts % ep != 0)
+  if (sizes.expert_placement.empty() && experts % ep != 0) {
+    std::vector<int64_t> usable;
+    for (const int64_t tp : divisors(sizes.world_size, sizes.world_size))
+      if (experts % (sizes.world_size / tp) == 0) usable.push_back(tp);
     throw_user_error(
         "parallel_config.world_size {}: {} experts cannot be divided by moe_ep_size {} (= "
-        "world_size / moe_tp_size); moe_ep_size must be one of {}",
-        sizes.world_size, experts, ep, fmt::join(divisors(experts, experts), ", "));
+        "world_size / moe_tp_size); moe_tp_size must be one of {}",
+        sizes.world_size, experts, ep, fmt::join(usable, ", "));
+  }
   check_cuts("moe_tp_size", sizes.moe_tp_size, "moe_intermediate_size",
              config.moe_intermediate_size);
   if (config.n_shared_experts > 0)

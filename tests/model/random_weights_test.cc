@@ -1,3 +1,7 @@
+#include <bit>
+#include <map>
+#include <random>
+
 #include "model/weights.h"
 #include "tests/model/loaded_world.h"
 #include "tests/model/weight_walk.h"
@@ -7,10 +11,6 @@ namespace {
 
 const char* const kFp8 = "tests/goldens/ds3-tiny-fp8";
 const char* const kBf16 = "tests/goldens/ds3-tiny-bf16";
-
-bool contains(const std::string& text, const char* part) {
-  return text.find(part) != std::string::npos;
-}
 
 // The shapes of a checkpoint's config.json, made smaller: random weights need no checkpoint.
 ModelConfig small_config(const char* checkpoint) {
@@ -24,7 +24,11 @@ ModelConfig small_config(const char* checkpoint) {
 // Random weights by tensor and element, collected over the ranks of a layout.
 using Values = std::map<std::string, std::map<std::pair<int64_t, int64_t>, float>>;
 
-Values random_values(const ModelConfig& config, const ParallelSizes& sizes, uint64_t seed) {
+// On how many ranks an element is.
+using Holders = std::map<std::string, std::map<std::pair<int64_t, int64_t>, int>>;
+
+Values random_values(const ModelConfig& config, const ParallelSizes& sizes, uint64_t seed,
+                     Holders* holders = nullptr) {
   const LoadedWorld world = load_world(
       "/nowhere", config, sizes,
       {.with_ckpt = false, .seed = seed, .with_mtp = config.num_nextn_predict_layers > 0});
@@ -38,6 +42,7 @@ Values random_values(const ModelConfig& config, const ParallelSizes& sizes, uint
       const auto [at, added] =
           values[element.tensor].try_emplace({element.row, element.col}, element.value);
       ASSERT_EQ(at->second, element.value) << element.tensor;
+      if (holders != nullptr) ++(*holders)[element.tensor][{element.row, element.col}];
     };
     WeightWalk(config, sizes, rank, visit).model(world.ranks[rank].weights);
   }
@@ -54,6 +59,40 @@ TEST(RandomWeights, AreTheSameInAnyLayout) {
   for (const char* checkpoint : {kBf16, kFp8}) {
     const ModelConfig config = small_config(checkpoint);
     EXPECT_TRUE(random_values(config, {}, 7) == random_values(config, sizes, 7));
+  }
+}
+
+// Any shape on any layout: each element has its value, on as many ranks as the layout says.
+TEST(RandomWeights, AreHeldAsTheLayoutSaysForAnyShape) {
+  std::mt19937 random(11);
+  const auto up_to = [&](int most) {
+    return 1 << random() % std::bit_width(static_cast<unsigned>(most));
+  };
+  const auto from = [&](int least, int count) {
+    return least + static_cast<int>(random() % count);
+  };
+  for (int round = 0; round < 6; ++round) {
+    ModelConfig config = small_config(round % 2 == 0 ? kBf16 : kFp8);
+    config.num_attention_heads = 4 * up_to(4);
+    config.v_head_dim = 4 * from(2, 6);
+    config.intermediate_size = from(17, 300);
+    config.moe_intermediate_size = from(17, 100);
+    config.vocab_size = from(100, 300);
+    config.n_routed_experts = config.gate.num_experts = 16 * from(1, 2);
+    const int world = up_to(16), heads = std::min(world, config.num_attention_heads);
+    const ParallelSizes sizes{.world_size = world,
+                              .attn_tp_size = up_to(heads),
+                              .dense_tp_size = up_to(world),
+                              .moe_tp_size = up_to(world),
+                              .embed_tp_size = up_to(world),
+                              .lmhead_tp_size = up_to(world),
+                              .o_proj_tp_size = up_to(heads),
+                              .shared_tp_size = up_to(world)};
+    SCOPED_TRACE(fmt::format("round {}, world {}", round, world));
+    Holders holders;
+    EXPECT_TRUE(random_values(config, {}, 7) == random_values(config, sizes, 7, &holders));
+    for (const auto& [name, elements] : holders)
+      for (const auto& [at, count] : elements) ASSERT_EQ(count, num_holders(name, sizes)) << name;
   }
 }
 

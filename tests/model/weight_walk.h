@@ -41,6 +41,25 @@ inline int num_o_proj_ranks(const ParallelSizes& sizes) {
   return turned ? sizes.o_proj_tp_size : sizes.attn_tp_size;
 }
 
+inline bool contains(const std::string& text, const char* part) {
+  return text.find(part) != std::string::npos;
+}
+
+// How many ranks hold each element of a tensor.
+inline int num_holders(const std::string& tensor, const ParallelSizes& sizes) {
+  const int world = sizes.world_size;
+  if (contains(tensor, "mlp.experts.")) return 1;
+  if (contains(tensor, "shared_experts")) return world / sizes.shared_tp_size;
+  if (contains(tensor, "mlp.gate.") || contains(tensor, "norm")) return world;
+  if (contains(tensor, "mlp.")) return world / sizes.dense_tp_size;
+  if (contains(tensor, "embed_tokens")) return world / sizes.embed_tp_size;
+  if (contains(tensor, "head")) return world / sizes.lmhead_tp_size;
+  if (contains(tensor, "q_b_proj") || contains(tensor, "q_proj") || contains(tensor, "kv_b_proj"))
+    return world / sizes.attn_tp_size;
+  if (contains(tensor, "o_proj")) return world / num_o_proj_ranks(sizes);
+  return world;
+}
+
 class WeightWalk {
  public:
   using Visit = std::function<void(const HeldElement&)>;

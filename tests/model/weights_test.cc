@@ -54,25 +54,6 @@ std::map<std::string, Held> compare(const PlainCheckpoint& plain, const ModelCon
   return held;
 }
 
-bool contains(const std::string& text, const char* part) {
-  return text.find(part) != std::string::npos;
-}
-
-// How many ranks hold each element of a tensor.
-int num_holders(const std::string& tensor, const ParallelSizes& sizes) {
-  const int world = sizes.world_size;
-  if (contains(tensor, "mlp.experts.")) return 1;
-  if (contains(tensor, "shared_experts")) return world / sizes.shared_tp_size;
-  if (contains(tensor, "mlp.gate.") || contains(tensor, "norm")) return world;
-  if (contains(tensor, "mlp.")) return world / sizes.dense_tp_size;
-  if (contains(tensor, "embed_tokens")) return world / sizes.embed_tp_size;
-  if (contains(tensor, "head")) return world / sizes.lmhead_tp_size;
-  if (contains(tensor, "q_b_proj") || contains(tensor, "q_proj") || contains(tensor, "kv_b_proj"))
-    return world / sizes.attn_tp_size;
-  if (contains(tensor, "o_proj")) return world / num_o_proj_ranks(sizes);
-  return world;
-}
-
 // Every tensor of the checkpoint is held in full, each element by as many ranks as the layout says.
 void expect_covered(const PlainCheckpoint& plain, const ParallelSizes& sizes,
                     const std::map<std::string, Held>& held) {

@@ -168,6 +168,14 @@ TEST_P(OddWidths, NeedNotBeDividedBySixteen) {
   }
 }
 
+TEST_P(OddWidths, SixteenRanksShareSixteenHeads) {
+  const auto directory = model({{"num_attention_heads", 16}, {"num_key_value_heads", 16}});
+  OneRank one_rank(random_weights_case(directory, GetParam()));
+
+  expect_same_bits(one_rank,
+                   {{16, 16, 16, 16, 16, 16, 16, 16, 0}, {16, 16, 1, 16, 1, 1, 1, 16, 1}});
+}
+
 // Sizes that do not divide 16: other bits, near the same logits.
 TEST_P(OddWidths, RunOnThreeSixAndTwelveRanks) {
   const double tolerance = std::string(GetParam()) == "float32" ? 1e-4 : 0.3;
@@ -216,6 +224,20 @@ INSTANTIATE_TEST_SUITE_P(
                     Subject{"ds_v2_lite_tiny",
                             [] { return golden_case("ds-v2-lite-tiny", "float32"); }}),
     [](const auto& test) { return test.param.name; });
+
+TEST(ManyRanks, HaveTheBitsOfOne) {
+  json config = json::parse(model::read_file(golden_directory("ds3-tiny-bf16") / "config.json"));
+  config.update({{"n_routed_experts", 256},
+                 {"n_group", 8},
+                 {"topk_group", 4},
+                 {"num_experts_per_tok", 8},
+                 {"moe_intermediate_size", 32},
+                 {"vocab_size", 333}});
+  OneRank one_rank(random_weights_case(shape_directory("many_experts", config), "bfloat16"));
+
+  for (const int world : {8, 64, 128})
+    EXPECT_THAT(one_rank.differing_tensors({world, 8, 1, 4, 1, 8, 1, 1, 0}), IsEmpty()) << world;
+}
 
 }  // namespace
 }  // namespace troupe::system_tests

@@ -157,6 +157,18 @@ TEST(Report, HasTimesOfTheRunAndFiguresOfEveryRank) {
   }
 }
 
+// Of what several ranks hold alike there is one copy.
+TEST(Report, EightRanksTakeLittleMoreMemoryThanOne) {
+  const auto memory = [](int world_size) {
+    double mb = 0;
+    const json metrics =
+        generate(configuration(tiny_moe(), world_size, "bfloat16"), {{0, 427}}).at("metrics");
+    for (const json& rank : metrics.at("ranks")) mb += rank.at("pss_mb").get<double>();
+    return mb;
+  };
+  EXPECT_LT(memory(8), 2.5 * memory(1));
+}
+
 TEST(Report, WithoutDraftsHasAnAcceptLengthOfOne) {
   const json metrics = generate(configuration(tiny_moe(), 1, "bfloat16"), {{0, 427}}).at("metrics");
 
