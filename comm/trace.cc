@@ -176,7 +176,7 @@ void Trace::add_expert_rows(int32_t expert, int64_t rows) {
 
 // ---- reading ------------------------------------------------------------------------------------
 
-TraceSnapshot read_trace(const Arena& arena, int index) {
+TraceSnapshot read_trace(const Arena& arena, int index, const TickClock& clock) {
   TraceRing& ring = arena.trace_ring(index);
   const TraceShape& shape = arena.shape().trace;  // what the ring says of itself is not trusted
   TraceSnapshot snapshot;
@@ -185,7 +185,6 @@ TraceSnapshot read_trace(const Arena& arena, int index) {
   const auto kept = std::min(written, static_cast<uint64_t>(shape.num_events) - 1);
   snapshot.forgotten = written - kept;
   snapshot.events.reserve(kept);
-  const TickClock clock(arena);
   for (uint64_t number = written - kept; number < written; ++number) {
     TraceEvent event = ring.events()[number % static_cast<uint64_t>(shape.num_events)];
     event.start = clock.to_ns(static_cast<uint64_t>(event.start));

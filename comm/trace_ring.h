@@ -11,6 +11,8 @@
 
 namespace troupe::comm {
 
+class TickClock;  // comm/arena_layout.h
+
 // Of all rings of a launch; no trace if num_events is 0.
 struct TraceShape {
   int64_t num_events = 0;  // of each ring: a power of two
@@ -68,7 +70,7 @@ struct TraceSnapshot {
   std::vector<uint64_t> expert_rows;  // [num_layers * num_experts]
 };
 // To be read when the writer has ended (or is known to be still): the newest event of one that goes
-// on may be half written.
-TraceSnapshot read_trace(const Arena& arena, int ring);
+// on may be half written. One clock for all rings: two differ by some 100 nanoseconds.
+TraceSnapshot read_trace(const Arena& arena, int ring, const TickClock& clock);
 
 }  // namespace troupe::comm

@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "base/output_path.h"
+#include "comm/arena_layout.h"
 
 namespace troupe::launcher {
 namespace {
@@ -205,8 +206,9 @@ std::string trace_json(const comm::TraceSnapshot& snapshot, int rank, int world_
 
 void write_trace_files(const comm::Arena& arena, const fs::path& directory) {
   const int world_size = arena.shape().world_size;
+  const comm::TickClock clock(arena);
   const auto json = [&](int ring, int rank) {
-    return trace_json(comm::read_trace(arena, ring), rank, world_size,
+    return trace_json(comm::read_trace(arena, ring, clock), rank, world_size,
                       arena.shape().trace.num_experts);
   };
   static const std::regex rank_file("rank-(0|[1-9][0-9]{0,5})\\.trace\\.json");

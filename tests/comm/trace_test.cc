@@ -46,7 +46,7 @@ TEST(Trace, HasSpansInTheOrderTheyBeganWithWhatTheyBelongTo) {
     const TraceSpan gate(&trace, TraceOp::kGate, 5, 320);
   }
 
-  const std::vector<TraceEvent> events = read_trace(arena, 0).events;
+  const std::vector<TraceEvent> events = read_trace(arena, 0, TickClock(arena)).events;
 
   ASSERT_EQ(events.size(), 2u);
   EXPECT_EQ(events[0].op(), TraceOp::kDecode);
@@ -70,7 +70,7 @@ TEST(Trace, IsOnTheMonotonicClock) {
   { const TraceSpan span(&trace, TraceOp::kGate); }
   const int64_t after = now_ns();
 
-  const TraceEvent event = read_trace(arena, 0).events.at(0);
+  const TraceEvent event = read_trace(arena, 0, TickClock(arena)).events.at(0);
 
   const int64_t slack = 1'000'000'000;  // any other clock is further off
   EXPECT_GE(event.start, before - slack);
@@ -87,7 +87,7 @@ TEST(Trace, KeepsTheLastEventsAndCountsTheOthers) {
     for (int64_t i = 20; i < 40; ++i) trace.count(TraceCounter::kRunning, i);
   }
 
-  const TraceSnapshot snapshot = read_trace(arena, 0);
+  const TraceSnapshot snapshot = read_trace(arena, 0, TickClock(arena));
 
   EXPECT_EQ(snapshot.forgotten, 42u - 15u);
   ASSERT_EQ(snapshot.events.size(), 15u) << "of 16: the oldest could be half overwritten";
@@ -102,7 +102,7 @@ TEST(Trace, ShowsASpanThatNeverEndedAsOpen) {
   Trace trace(arena, 0);
   trace.begin(TraceOp::kAttend, 1, 0, -1);
 
-  EXPECT_EQ(read_trace(arena, 0).events.at(0).end, 0);
+  EXPECT_EQ(read_trace(arena, 0, TickClock(arena)).events.at(0).end, 0);
 }
 
 TEST(Trace, RingsOfRanksAndLauncherAreApart) {
@@ -116,7 +116,7 @@ TEST(Trace, RingsOfRanksAndLauncherAreApart) {
   }
 
   for (const int ring : {0, 1, 2}) {
-    const TraceSnapshot snapshot = read_trace(arena, ring);
+    const TraceSnapshot snapshot = read_trace(arena, ring, TickClock(arena));
     EXPECT_EQ(snapshot.events.back().end, 100 * ring + 29);
     EXPECT_EQ(snapshot.sent_bytes, (std::vector<uint64_t>{0, uint64_t(1000 + ring)}));
     EXPECT_EQ(snapshot.expert_rows.back(), 2000u + ring);
@@ -155,7 +155,7 @@ TEST(Trace, CollectivesAreSpansAndWaitsLieInsideThem) {
   });
   ASSERT_EQ(errors, all_fine(2));
 
-  const TraceSnapshot snapshot = read_trace(arena, 0);
+  const TraceSnapshot snapshot = read_trace(arena, 0, TickClock(arena));
   int64_t calls = 0, waited = 0;
   TraceEvent collective;
   for (const TraceEvent& event : snapshot.events) {
@@ -208,7 +208,7 @@ void expect_arrows_of_a_dispatch() {
 
   std::vector<std::vector<TraceEvent>> sent, received;
   for (int rank = 0; rank < kWorld; ++rank) {
-    const TraceSnapshot snapshot = read_trace(arena, rank);
+    const TraceSnapshot snapshot = read_trace(arena, rank, TickClock(arena));
     sent.push_back(of_kind(snapshot, TraceEvent::kSent));
     received.push_back(of_kind(snapshot, TraceEvent::kReceived));
   }
@@ -246,7 +246,7 @@ TEST(Trace, OfARankThatWasKilledCanBeRead) {
   });
   EXPECT_EQ(processes.join().at(0), "killed by signal 9");
 
-  const TraceSnapshot snapshot = read_trace(arena, 0);
+  const TraceSnapshot snapshot = read_trace(arena, 0, TickClock(arena));
   ASSERT_EQ(snapshot.events.size(), 63u);
   EXPECT_EQ(snapshot.events.back().op(), TraceOp::kAttend);
   EXPECT_EQ(snapshot.events.back().end, 0);
