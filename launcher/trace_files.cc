@@ -105,6 +105,7 @@ class Writer {
   }
 
   // Spans that a rank was in when it ended last as long as what they lie in, or to its last event.
+  // So do collectives that failed: they are left by an exception, and ended with the communicator.
   static std::vector<TraceEvent> closed(std::vector<TraceEvent> events) {
     int64_t last = 0;
     for (const TraceEvent& event : events) last = std::max({last, event.start, span_end(event)});
@@ -112,7 +113,10 @@ class Writer {
     for (TraceEvent& event : events) {
       if (event.kind != TraceEvent::kSpan) continue;
       while (!ends.empty() && ends.back() <= event.start) ends.pop_back();
-      if (event.end == 0) event.end = ends.empty() ? last : ends.back();
+      const int64_t most = ends.empty() ? last : ends.back();
+      const bool collective =
+          comm::trace_op(event.op()).category == comm::TraceCategory::kCommunication;
+      if (event.end == 0 || (collective && event.end > most)) event.end = most;
       ends.push_back(event.end);
     }
     return events;
