@@ -150,23 +150,7 @@ class RankProcess {
   void load() {
     communicator_->enter_step(comm::Stage::kLoading, 0);
     const auto started = steady_clock::now();
-    const model::WeightLoader loader(launch_.model_path, config_, *layout_, options_);
-    if (loader.shared_bytes() != launch_.shared_weight_bytes)
-      throw_rank_error("rank {}: the checkpoint changed while the ranks started; start again",
-                       rank_);
-    shared_weights_ =
-        Mapping(descriptors_.weights, launch_.shared_weight_bytes, Mapping::Access::kReadWrite);
-    auto last_told = started;
-    weights_ = loader.load(rank_, shared_weights_.data(), [&](size_t done, size_t total) {
-      const auto now = steady_clock::now();
-      if (now - last_told < kProgressInterval && done != total) return;
-      last_told = now;
-      flatbuffers::FlatBufferBuilder b;
-      link_.send(b, msg::CreateLoadProgress(b, done, total));
-    });
-    // Nobody reads shared weights before the first plan, which comes after every rank's Ready.
-    shared_weights_.make_read_only();
-
+    load_weights();
     const size_t section = kv_section_bytes(kv_shape_);
     kv_memory_ =
         Mapping(descriptors_.kv_cache, section, Mapping::Access::kReadWrite, rank_ * section);
@@ -182,6 +166,27 @@ class RankProcess {
                     launch_.kv_block_size));
     flatbuffers::FlatBufferBuilder b;
     link_.send(b, msg::CreateReady(b, static_cast<uint64_t>(elapsed.count())));
+  }
+
+  // The checkpoint is mapped in here alone: the launcher drops it from the page cache once all
+  // ranks are ready.
+  void load_weights() {
+    const model::WeightLoader loader(launch_.model_path, config_, *layout_, options_);
+    if (loader.shared_bytes() != launch_.shared_weight_bytes)
+      throw_rank_error("rank {}: the checkpoint changed while the ranks started; start again",
+                       rank_);
+    shared_weights_ =
+        Mapping(descriptors_.weights, launch_.shared_weight_bytes, Mapping::Access::kReadWrite);
+    auto last_told = steady_clock::now();
+    weights_ = loader.load(rank_, shared_weights_.data(), [&](size_t done, size_t total) {
+      const auto now = steady_clock::now();
+      if (now - last_told < kProgressInterval && done != total) return;
+      last_told = now;
+      flatbuffers::FlatBufferBuilder b;
+      link_.send(b, msg::CreateLoadProgress(b, done, total));
+    });
+    // Nobody reads shared weights before the first plan, which comes after every rank's Ready.
+    shared_weights_.make_read_only();
   }
 
   void build_actors(const ObservationShape& observed) {

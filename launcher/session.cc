@@ -1,7 +1,5 @@
 #include "launcher/session.h"
 
-#include <unistd.h>
-
 #include <fstream>
 
 #include "base/error.h"
@@ -12,17 +10,6 @@
 
 namespace troupe::launcher {
 namespace {
-
-// The ranks have packed the weights: the checkpoint's pages in the kernel's cache are a second copy
-// of them. A small one stays, so that the next start is fast; one that takes more than a quarter of
-// the machine's memory goes.
-void drop_second_copy(const Config& config) {
-  const auto memory =
-      static_cast<size_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(::getpagesize());
-  if (!config.model.with_ckpt) return;
-  if (model::checkpoint_file_bytes(config.model.model_path) > memory / 4)
-    model::drop_from_page_cache(config.model.model_path);
-}
 
 // Beside the logs: what this launch was.
 void write_config(const Config& config) {
@@ -79,7 +66,9 @@ Session::Session(const Config& config, const model::ModelConfig& model, const Lo
           .on_interrupt = callbacks_.on_interrupt,
           .on_terminate = callbacks_.on_terminate});
   mailbox_.trace_to(world_->trace());
-  drop_second_copy(config);
+  // The ranks have packed the weights: the checkpoint's pages in the kernel's cache would be a
+  // second copy of them.
+  if (config.model.with_ckpt) model::drop_from_page_cache(config.model.model_path);
 }
 
 int Session::submit(actors::Request request) {

@@ -13,13 +13,6 @@ bool is_plain_name(const std::string& name) {
          name.find_first_of(std::string_view("/\\\0", 3)) == std::string::npos;
 }
 
-template <typename Handle>
-void for_each_safetensors_file(const std::filesystem::path& directory, Handle&& handle) {
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator(directory, ignored))
-    if (entry.path().extension() == ".safetensors" && entry.is_regular_file(ignored)) handle(entry);
-}
-
 }  // namespace
 
 Checkpoint::Checkpoint(const std::filesystem::path& directory) : directory_(directory) {
@@ -76,21 +69,13 @@ size_t Checkpoint::total_bytes() const {
   return total;
 }
 
-size_t checkpoint_file_bytes(const std::filesystem::path& directory) {
-  size_t total = 0;
-  for_each_safetensors_file(directory, [&](const std::filesystem::directory_entry& file) {
-    std::error_code failed;
-    const uintmax_t bytes = file.file_size(failed);
-    if (!failed) total += bytes;
-  });
-  return total;
-}
-
 void drop_from_page_cache(const std::filesystem::path& directory) {
-  for_each_safetensors_file(directory, [](const std::filesystem::directory_entry& file) {
-    const Fd fd(::open(file.path().c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(directory, ignored)) {
+    if (entry.path().extension() != ".safetensors") continue;
+    const Fd fd(::open(entry.path().c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     if (fd) ::posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED);
-  });
+  }
 }
 
 }  // namespace troupe::model

@@ -61,10 +61,9 @@ class Checkpoint {
   std::map<std::string, const Tensor*> tensors_;
 };
 
-// The bytes of a directory's .safetensors files, and a request to the kernel to drop their pages
-// from its cache: for weights that have been packed and would lie in memory twice. Pages that a
-// process still maps stay. Files that cannot be opened are passed over.
-size_t checkpoint_file_bytes(const std::filesystem::path& directory);
+// Asks the kernel to drop the pages of the .safetensors files in and below a directory from its
+// cache: for weights that have been packed and would lie in memory twice. Pages that a process
+// still maps stay. Files that cannot be opened are passed over.
 void drop_from_page_cache(const std::filesystem::path& directory);
 
 // Writes a .safetensors file piece by piece: shapes first, then data of any tensor at any element

@@ -6,6 +6,7 @@
 #include <set>
 #include <span>
 
+#include "tests/model/page_cache.h"
 #include "tests/system/jobs.h"
 
 namespace troupe::system_tests {
@@ -167,6 +168,20 @@ TEST(Report, EightRanksTakeLittleMoreMemoryThanOne) {
     return mb;
   };
   EXPECT_LT(memory(8), 2.5 * memory(1));
+}
+
+// Nor does the kernel keep the checkpoint beside the packed weights.
+TEST(Report, ALaunchLeavesNoSecondCopyInThePageCache) {
+  const model::TemporaryDirectory directory;
+  const auto copy = directory.path() / "model";
+  std::filesystem::copy(tiny_moe(), copy, std::filesystem::copy_options::recursive);
+  if (!model::has_page_cache(copy)) GTEST_SKIP() << "a tmpfs is nowhere but in memory";
+  ::sync();  // only pages that are on disk can be forgotten
+  ASSERT_GT(model::num_cached_pages(copy / "model-00001-of-00002.safetensors"), 1000u);
+
+  generate(configuration(copy, 4, "bfloat16"), {{0, 427}});
+
+  EXPECT_LT(model::num_cached_pages(copy / "model-00001-of-00002.safetensors"), 50u);
 }
 
 TEST(Report, WithoutDraftsHasAnAcceptLengthOfOne) {
