@@ -20,10 +20,6 @@ using layers::Rounding;
 
 namespace {
 
-// Rows of experts computed together: all of a decode step's, so that the team shares out few large
-// lists of tiles; of a prompt's an expert or two, which stay in cache.
-constexpr int kExpertRows = 128;
-
 std::unique_ptr<comm::MoeExchange> make_exchange(comm::ProcessGroup& group, bool double_routing,
                                                  const comm::MoeExchangeShape& shape) {
   if (double_routing) return std::make_unique<comm::DoubleRouting>(group, shape);
@@ -336,123 +332,6 @@ void MoeActor::run_chunk(const model::MoeWeights& weights, Matrix<const float> n
     tokens = tokens.from(taken, context_.config.gate.topk);
     done += taken;
   } while (exchange_->more());
-}
-
-void MoeActor::run_experts(const model::MoeWeights& weights) {
-  const comm::TraceSpan span(context_.communicator.trace(), TraceOp::kExperts,
-                             exchange_->total_arrivals());
-  count_expert_rows();
-  const Matrix<float> sums = context_.workspace.floats(partial_sums_);
-  const int sources = context_.groups->expert_parallel.size();
-  if (per_rank()) std::fill_n(sums.data, exchange_->first_result(sources) * sums.cols, 0.0f);
-  const auto load = expert_load_.find(layer_);
-  for (int e = 0; e < exchange_->num_local_experts(); ++e) {
-    const auto arrivals = exchange_->arrivals(e);
-    add_expert_rows(weights.experts[e], arrivals);
-    if (load != expert_load_.end()) load->second[e] += arrivals.size();
-  }
-  run_expert_rows();
-  if (!per_rank()) return;
-  for (int source = 0; source < sources; ++source)
-    for (int64_t slot = 0; slot < exchange_->num_results(source); ++slot)
-      pack_row({sums.row(exchange_->first_result(source) + slot), static_cast<size_t>(sums.cols)},
-               result_format_, exchange_->result_row(source, slot));
-}
-
-void MoeActor::count_expert_rows() {
-  comm::Trace* trace = context_.communicator.trace();
-  if (trace == nullptr) return;
-  for (int e = 0; e < exchange_->num_local_experts(); ++e)
-    if (const auto rows = std::ssize(exchange_->arrivals(e)); rows > 0)
-      trace->add_expert_rows(exchange_->first_local_expert() + e, rows);
-}
-
-void MoeActor::add_expert_rows(const model::MlpWeights& weights,
-                               std::span<const comm::MoeExchange::Arrival> rows) {
-  const Workspace& workspace = context_.workspace;
-  const int64_t width = weights.down.cols;
-  const Matrix<float> gate_up(workspace.floats(gate_up_).data, kExpertRows, 2 * width);
-  const Matrix<float> activated(workspace.floats(activated_).data, kExpertRows, width);
-  while (!rows.empty()) {
-    // An expert that does not fit waits for the next turn, whole if it can.
-    const size_t used = expert_arrivals_.size();
-    if (used > 0 && used + rows.size() > kExpertRows) {
-      run_expert_rows();
-      continue;
-    }
-    const auto taken = rows.first(std::min<size_t>(rows.size(), kExpertRows));
-    const auto first = static_cast<int64_t>(used), count = static_cast<int64_t>(taken.size());
-    expert_arrivals_.insert(expert_arrivals_.end(), taken.begin(), taken.end());
-    gate_up_jobs_.push_back({&weights.gate_up, workspace.floats(expert_in_).rows_from(first, count),
-                             gate_up.rows_from(first, count)});
-    gate_up_biases_.push_back(weights.gate_up_bias);
-    down_jobs_.push_back({&weights.down, activated.rows_from(first, count),
-                          workspace.floats(expert_out_).rows_from(first, count)});
-    rows = rows.subspan(taken.size());
-  }
-}
-
-// The experts' inputs, which are `rows` in their order, in the form that their matrices read: they
-// are cut alike and of one type.
-void MoeActor::prepare_jobs(std::span<layers::LinearJob> jobs, Matrix<const float> rows) {
-  const layers::PreparedRows all = inputs_.prepare(*jobs[0].w, rows, context_.rounding);
-  int64_t first = 0;
-  for (layers::LinearJob& job : jobs) {
-    job.x = all.rows_from(first, job.x.rows);
-    first += job.x.rows;
-  }
-}
-
-void MoeActor::run_expert_rows() {
-  if (expert_arrivals_.empty()) return;
-  const auto count = static_cast<int64_t>(expert_arrivals_.size());
-  const auto hidden_size = static_cast<size_t>(context_.config.hidden_size);
-  const Matrix<float> in = context_.workspace.floats(first_rows(expert_in_, count));
-  const Matrix<float> out = context_.workspace.floats(first_rows(expert_out_, count));
-  const int64_t width = down_jobs_[0].x.cols;
-  const Matrix<float> gate_up(gate_up_jobs_[0].y.data, count, 2 * width);
-  const Matrix<float> activated(context_.workspace.floats(activated_).data, count, width);
-  const int64_t grain = layers::row_grain(in.cols);
-  layers::parallel_for(count, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r)
-      unpack_payload(expert_arrivals_[r].row, payload_format_, context_.rounding,
-                     {in.row(r), hidden_size});
-  });
-  prepare_jobs(gate_up_jobs_, in);
-  layers::grouped_linear(gate_up_jobs_, Rounding::kNone);
-  for (size_t i = 0; i < gate_up_jobs_.size(); ++i)
-    if (!gate_up_biases_[i].empty())
-      layers::add_bias(gate_up_jobs_[i].y, gate_up_biases_[i], Rounding::kNone);
-  activate(gate_up, activated);
-  prepare_jobs(down_jobs_, activated);
-  layers::grouped_linear(down_jobs_, Rounding::kNone);
-  keep_results(out);
-  expert_arrivals_.clear();
-  gate_up_jobs_.clear();
-  gate_up_biases_.clear();
-  down_jobs_.clear();
-}
-
-// Experts come in ascending order, and so do the terms of a rank's sum. Threads share rows where
-// each has a place of its own, and columns where several are added.
-void MoeActor::keep_results(Matrix<const float> out) {
-  const auto hidden_size = static_cast<size_t>(out.cols);
-  if (!per_rank()) {
-    layers::parallel_for(out.rows, layers::row_grain(out.cols), [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r)
-        pack_row({out.row(r), hidden_size}, result_format_,
-                 exchange_->result_row(expert_arrivals_[r]));
-    });
-    return;
-  }
-  const Matrix<float> sums = context_.workspace.floats(partial_sums_);
-  layers::parallel_for(out.cols, layers::row_grain(out.rows), [&](int64_t begin, int64_t end) {
-    for (int64_t r = 0; r < out.rows; ++r) {
-      const comm::MoeExchange::Arrival& arrival = expert_arrivals_[r];
-      float* sum = sums.row(exchange_->first_result(arrival.source) + arrival.result_slot);
-      for (int64_t i = begin; i < end; ++i) sum[i] += arrival.weight * out.row(r)[i];
-    }
-  });
 }
 
 // kPerExpert: the rows as they came, in the order of topk_ids. kPerRank: their sum.

@@ -43,6 +43,10 @@ class MoeActor final : public Actor {
   const ExpertLoad& expert_load() const { return expert_load_; }
 
  private:
+  // Rows of experts computed together: all of a decode step's, so that the team shares out few
+  // large lists of tiles; of a prompt's an expert or two, which stay in cache.
+  static constexpr int kExpertRows = 128;
+
   void on(const msg::StepPlan& plan) override;
   void on(const msg::FeedForward& message) override;
 

@@ -84,6 +84,11 @@ void require(bool condition, const std::string& what) {
   if (!condition) throw std::runtime_error("test: " + what);
 }
 
+testing::AssertionResult contains(const std::string& text, const std::string& part) {
+  if (text.find(part) != std::string::npos) return testing::AssertionSuccess();
+  return testing::AssertionFailure() << "'" << part << "' is not in: " << text;
+}
+
 std::vector<std::string> all_fine(int world_size) { return std::vector<std::string>(world_size); }
 
 std::vector<int> ranks_up_to(int count) {

@@ -2,6 +2,7 @@
 // real.
 #pragma once
 
+#include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/types.h>
 
@@ -42,6 +43,9 @@ void await_collective(const Arena& arena, int rank, uint64_t sequence);
 
 // For bodies: a gtest assertion in a child process would be lost.
 void require(bool condition, const std::string& what);
+
+// With what is missing in the failure's text.
+testing::AssertionResult contains(const std::string& text, const std::string& part);
 
 // world_size times nothing.
 std::vector<std::string> all_fine(int world_size);
