@@ -71,7 +71,7 @@ class MoeActor final : public Actor {
   void run_whole_shared_expert(const model::MoeWeights& weights, Matrix<const float> own,
                                Matrix<float> out);
   void run_experts(const model::MoeWeights& weights);
-  void count_expert_rows();  // in the trace
+  void count_expert_rows(int local_expert, int64_t rows);  // for the report, and the trace
   // The experts' rows are collected, kExpertRows at a time, and computed together.
   void add_expert_rows(const model::MlpWeights& weights,
                        std::span<const comm::MoeExchange::Arrival> rows);

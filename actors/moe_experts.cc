@@ -15,15 +15,13 @@ using layers::Rounding;
 void MoeActor::run_experts(const model::MoeWeights& weights) {
   const comm::TraceSpan span(context_.communicator.trace(), TraceOp::kExperts,
                              exchange_->total_arrivals());
-  count_expert_rows();
   const Matrix<float> sums = context_.workspace.floats(partial_sums_);
   const int sources = context_.groups->expert_parallel.size();
   if (per_rank()) std::fill_n(sums.data, exchange_->first_result(sources) * sums.cols, 0.0f);
-  const auto load = expert_load_.find(layer_);
   for (int e = 0; e < exchange_->num_local_experts(); ++e) {
     const auto arrivals = exchange_->arrivals(e);
     add_expert_rows(weights.experts[e], arrivals);
-    if (load != expert_load_.end()) load->second[e] += arrivals.size();
+    count_expert_rows(e, std::ssize(arrivals));
   }
   run_expert_rows();
   if (!per_rank()) return;
@@ -33,12 +31,12 @@ void MoeActor::run_experts(const model::MoeWeights& weights) {
                result_format_, exchange_->result_row(source, slot));
 }
 
-void MoeActor::count_expert_rows() {
-  comm::Trace* trace = context_.communicator.trace();
-  if (trace == nullptr) return;
-  for (int e = 0; e < exchange_->num_local_experts(); ++e)
-    if (const auto rows = std::ssize(exchange_->arrivals(e)); rows > 0)
-      trace->add_expert_rows(exchange_->first_local_expert() + e, rows);
+void MoeActor::count_expert_rows(int local_expert, int64_t rows) {
+  if (rows == 0) return;
+  if (const auto load = expert_load_.find(layer_); load != expert_load_.end())
+    load->second[local_expert] += static_cast<uint64_t>(rows);
+  if (comm::Trace* trace = context_.communicator.trace())
+    trace->add_expert_rows(exchange_->first_local_expert() + local_expert, rows);
 }
 
 void MoeActor::add_expert_rows(const model::MlpWeights& weights,
