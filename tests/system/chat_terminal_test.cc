@@ -16,19 +16,7 @@ constexpr char kPrompt[] = "\033[?2004h";  // bracketed paste goes on with each 
 
 class ChatTerminal : public testing::Test {
  protected:
-  Words arguments(const Words& more = {}) const {
-    Words words{"--log-level",
-                "error",
-                "chat",
-                "--config",
-                TROUPE_SOURCE_DIR "/configs/tiny_moe_rank_1.yaml",
-                "--set",
-                "model_config.model_path=" + tiny_moe().string(),
-                "--set",
-                "scheduler_config.max_new_tokens=8"};
-    words.insert(words.end(), more.begin(), more.end());
-    return words;
-  }
+  Words arguments(const Words& more = {}) const { return tiny_moe_words("chat", 8, more); }
   std::map<std::string, std::string> environment() const {
     return {{"XDG_STATE_HOME", state_.path()}, {"HOME", state_.path()}};
   }

@@ -11,32 +11,12 @@ namespace {
 using Words = std::vector<std::string>;
 
 Ended chat(const std::string& input, const Words& more = {}) {
-  Words words{"--log-level",
-              "error",
-              "chat",
-              "--config",
-              TROUPE_SOURCE_DIR "/configs/tiny_moe_rank_1.yaml",
-              "--set",
-              "model_config.model_path=" + tiny_moe().string(),
-              "--set",
-              "scheduler_config.max_new_tokens=12"};
-  words.insert(words.end(), more.begin(), more.end());
-  return run_troupe(words, {}, input);
+  return run_troupe(tiny_moe_words("chat", 12, more), {}, input);
 }
 
 // What `troupe run` makes of the same prompt: an implementation of its own.
 std::string run(const Words& more) {
-  Words words{"--log-level",
-              "error",
-              "run",
-              "--config",
-              TROUPE_SOURCE_DIR "/configs/tiny_moe_rank_1.yaml",
-              "--set",
-              "model_config.model_path=" + tiny_moe().string(),
-              "--set",
-              "scheduler_config.max_new_tokens=12"};
-  words.insert(words.end(), more.begin(), more.end());
-  const Ended ended = run_troupe(words);
+  const Ended ended = run_troupe(tiny_moe_words("run", 12, more));
   EXPECT_EQ(ended.status, 0) << ended.err;
   return ended.out;
 }

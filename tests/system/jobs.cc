@@ -87,4 +87,19 @@ bool same_bytes(const model::Tensor& a, const model::Tensor& b) {
          (a.bytes == 0 || std::memcmp(a.data, b.data, a.bytes) == 0);
 }
 
+std::vector<std::string> tiny_moe_words(const std::string& command, int max_new_tokens,
+                                        const std::vector<std::string>& more) {
+  std::vector<std::string> words{"--log-level",
+                                 "error",
+                                 command,
+                                 "--config",
+                                 TROUPE_SOURCE_DIR "/configs/tiny_moe_rank_1.yaml",
+                                 "--set",
+                                 "model_config.model_path=" + tiny_moe().string(),
+                                 "--set",
+                                 fmt::format("scheduler_config.max_new_tokens={}", max_new_tokens)};
+  words.insert(words.end(), more.begin(), more.end());
+  return words;
+}
+
 }  // namespace troupe::system_tests

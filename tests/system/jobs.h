@@ -60,4 +60,8 @@ std::vector<T> values(const model::Tensor& tensor) {
 
 bool same_bytes(const model::Tensor& a, const model::Tensor& b);
 
+// The command line of a command that runs one rank of tiny-moe, with `more` behind it.
+std::vector<std::string> tiny_moe_words(const std::string& command, int max_new_tokens,
+                                        const std::vector<std::string>& more);
+
 }  // namespace troupe::system_tests
