@@ -124,7 +124,7 @@ class RankProcess {
     config_ = model::read_model_config(launch_.model_path);
     arena_ = comm::Arena::attach(
         Fd(descriptors_.arena), {launch_.world_size, static_cast<size_t>(launch_.comm_buffer_bytes),
-                                 trace_shape(launch_, config_)});
+                                 trace_shape(launch_, config_), launch_.comm_hugepages});
     comm::install_crash_handler(*arena_, rank_);
     communicator_.emplace(*arena_, rank_, timeout, comm_options(launch_));
     inject_faults();

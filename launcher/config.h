@@ -58,6 +58,7 @@ struct Config {
     bool deterministic = true;
     double comm_timeout_s = 30;
     int64_t comm_buffer_mb = 16;
+    bool comm_hugepages = false;
     CommMode comm_mode = CommMode::kInline;
     MoeDispatch moe_dispatch = MoeDispatch::kFused;
     MoePayload moe_payload = MoePayload::kAuto;

@@ -238,6 +238,7 @@ std::vector<Key> runtime_keys() {
       flag(kRuntime, "deterministic", in_runtime<&R::deterministic>),
       number(kRuntime, "comm_timeout_s", 0.1, 86400, in_runtime<&R::comm_timeout_s>),
       integer(kRuntime, "comm_buffer_mb", 1, 4096, in_runtime<&R::comm_buffer_mb>),
+      flag(kRuntime, "comm_hugepages", in_runtime<&R::comm_hugepages>),
       choice(kRuntime, "comm_mode",
              {is("inline", CommMode::kInline), is("thread", CommMode::kThread)},
              in_runtime<&R::comm_mode>),
