@@ -25,6 +25,9 @@ namespace troupe::launcher {
 namespace {
 
 constexpr size_t kRowBytes = kBenchHidden * sizeof(Bf16);
+// More tokens take several rounds, so that double routing, which keeps a copy of a row for each of
+// its experts at each step, does not need more memory than the machine has.
+constexpr int kMaxRoundTokens = 512;
 
 // [tokens * kBenchTopk] experts such that each rank gets `rows` of the tokens, spread evenly.
 std::vector<int32_t> spread_experts(int tokens, int64_t rows, int num_ranks) {
@@ -179,7 +182,7 @@ std::unique_ptr<comm::MoeExchange> make_exchange(comm::ProcessGroup& group, cons
                                      .topk = kBenchTopk,
                                      .row_bytes = kRowBytes,
                                      .result_bytes = kRowBytes,
-                                     .max_tokens = tokens,
+                                     .max_tokens = std::min(tokens, kMaxRoundTokens),
                                      .answer = op.answer};
   if (op.double_routing) return std::make_unique<comm::DoubleRouting>(group, shape);
   return std::make_unique<comm::FusedExchange>(group, shape);
@@ -223,17 +226,10 @@ void add_bench_moe(CLI::App& bench) {
       bench.add_subcommand("moe", "MoE dispatch and combine between rank processes");
   const auto arguments = std::make_shared<BenchArguments>();
   const auto tokens = std::make_shared<std::vector<int>>();
-  command->add_option("--ranks", arguments->ranks, "numbers of ranks")
-      ->delimiter(',')
-      ->default_val(std::vector<int>{2, 4, 8});
+  add_bench_options(*command, *arguments);
   command->add_option("--tokens", *tokens, "tokens of each rank")
       ->delimiter(',')
-      ->default_val(std::vector<int>(std::begin(kBenchTokens), std::end(kBenchTokens)));
-  command->add_option("--ops", arguments->ops, "all, or operations as in the first column")
-      ->delimiter(',')
-      ->default_val(std::vector<std::string>{"all"});
-  command->add_option("--seconds", arguments->seconds, "to spend on a row")->default_val(0.3);
-  command->add_option("--json", arguments->json, "write the rows to this file");
+      ->default_val(std::vector<int>(std::begin(kBenchMoeTokens), std::end(kBenchMoeTokens)));
   command->callback([arguments, tokens] {
     const auto ops = chosen_ops(arguments->ops);
     require_shapes(arguments->ranks, *tokens);
