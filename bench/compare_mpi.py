@@ -35,46 +35,42 @@ def rows_of(text):
     return rows
 
 
-def run_peer(args, command, program):
+def run_peer(args, command, program, arguments=()):
     path = os.path.join(args.build, program)
     if not os.access(path, os.X_OK):
         sys.exit(f"compare_mpi.py: there is no {path}: its library was not found when that was built")
-    done = subprocess.run([*command, path, *peer_arguments(args, program)], stdout=subprocess.PIPE,
-                          text=True, check=False)
+    done = subprocess.run([*command, path, *arguments, str(args.seconds), args.ops],
+                          stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"compare_mpi.py: {program} failed with status {done.returncode}")
     return rows_of(done.stdout)
 
 
-def peer_arguments(args, program):
-    ranks = [str(args.ranks_now)] if program == "peer_gloo_collectives" else []
-    return [*ranks, str(args.seconds), args.ops]
-
-
-def run_mpi(args, spin):
-    bind = "core" if args.ranks_now <= os.cpu_count() else "none"
+def run_mpi(args, ranks, spin):
+    bind = "core" if ranks <= os.cpu_count() else "none"
     return run_peer(args, [
         "mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", bind,
-        "-np", str(args.ranks_now), "--mca", "pml", "ob1", "--mca", "btl", "self,vader",
+        "-np", str(ranks), "--mca", "pml", "ob1", "--mca", "btl", "self,vader",
         "--mca", "mpi_yield_when_idle", "0" if spin else "1"], "peer_mpi_collectives")
 
 
-def run_chosen_peer(args):
+def run_chosen_peer(args, ranks):
     """The better time of each cell."""
     if args.peer == "gloo":
-        return run_peer(args, [], "peer_gloo_collectives")
-    runs = [run_mpi(args, spin=False)]
-    if args.ranks_now <= os.cpu_count():
-        runs.append(run_mpi(args, spin=True))
+        return run_peer(args, [], "peer_gloo_collectives", [str(ranks)])
+    runs = [run_mpi(args, ranks, spin=False)]
+    if ranks <= os.cpu_count():
+        runs.append(run_mpi(args, ranks, spin=True))
     return {cell: min(run[cell] for run in runs) for cell in runs[0]}
 
 
-def run_troupe(args, command, ops):
+def run_troupe(args, ranks, command, ops):
     with tempfile.TemporaryDirectory() as scratch:
         path = os.path.join(scratch, "rows.json")
+        chunk = ["--moe-chunk-max-len", str(args.moe_chunk_max_len)] if command == "moe" else []
         done = subprocess.run(
-            [os.path.join(args.build, "troupe"), "bench", command, "--ranks", str(args.ranks_now),
-             "--ops", ",".join(ops), "--seconds", str(args.seconds), "--json", path],
+            [os.path.join(args.build, "troupe"), "bench", command, "--ranks", str(ranks),
+             "--ops", ",".join(ops), "--seconds", str(args.seconds), "--json", path, *chunk],
             stdout=subprocess.DEVNULL, check=False)
         if done.returncode != 0:
             sys.exit(f"compare_mpi.py: troupe bench {command} failed")
@@ -96,18 +92,18 @@ def troupe_commands(args):
     return {command: ops for command, ops in commands.items() if ops}
 
 
-def compare(args):
+def compare(args, ranks):
     peer, troupe = [], []
     for _ in range(args.rounds):
-        peer.append(run_chosen_peer(args))
+        peer.append(run_chosen_peer(args, ranks))
         troupe.append({})
         for command, ops in troupe_commands(args).items():
-            troupe[-1].update(run_troupe(args, command, ops))
+            troupe[-1].update(run_troupe(args, ranks, command, ops))
     for cell in troupe[0]:
         if cell not in peer[0]:
             continue
         ratios = [ours[cell] / theirs[cell] for ours, theirs in zip(troupe, peer)]
-        print(f"{args.ranks_now:>5} {cell[0]:<22} {cell[1]:<18} {cell[2]:>12}"
+        print(f"{ranks:>5} {cell[0]:<22} {cell[1]:<18} {cell[2]:>12}"
               f" {statistics.median(run[cell] for run in peer):>11.2f}"
               f" {statistics.median(run[cell] for run in troupe):>11.2f}"
               f" {statistics.median(ratios):>6.2f}", flush=True)
@@ -123,13 +119,14 @@ def main():
                         help='all, or operations as in the column "operation", separated by commas;'
                              ' "moe round" is one of them (default: all)')
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
+    parser.add_argument("--moe-chunk-max-len", type=int, default=512,
+                        help="as for troupe bench moe (default: 512)")
     parser.add_argument("--seconds", type=float, default=0.1, help="for a row (default: 0.1)")
     args = parser.parse_args()
     print(f"{'ranks':>5} {'operation':<22} {'argument':<18} {'bytes':>12} {args.peer + ' us':>11}"
           f" {'troupe us':>11} {'ratio':>6}")
     for ranks in args.ranks.split(","):
-        args.ranks_now = int(ranks)
-        compare(args)
+        compare(args, int(ranks))
 
 
 if __name__ == "__main__":

@@ -25,9 +25,13 @@ namespace troupe::launcher {
 namespace {
 
 constexpr size_t kRowBytes = kBenchHidden * sizeof(Bf16);
-// More tokens take several rounds, so that double routing, which keeps a copy of a row for each of
-// its experts at each step, does not need more memory than the machine has.
-constexpr int kMaxRoundTokens = 512;
+
+struct MoeArguments : BenchArguments {
+  std::vector<int> tokens;  // --tokens
+  // --moe-chunk-max-len. Bounded, since double routing keeps a copy of a row for each of its
+  // experts at each step.
+  int chunk_max_len = 512;
+};
 
 // [tokens * kBenchTopk] experts such that each rank gets `rows` of the tokens, spread evenly.
 std::vector<int32_t> spread_experts(int tokens, int64_t rows, int num_ranks) {
@@ -177,12 +181,12 @@ std::vector<Op> chosen_ops(const std::vector<std::string>& names) {
 }
 
 std::unique_ptr<comm::MoeExchange> make_exchange(comm::ProcessGroup& group, const Op& op,
-                                                 int tokens) {
+                                                 int max_tokens) {
   const comm::MoeExchangeShape shape{.num_experts = kBenchExperts,
                                      .topk = kBenchTopk,
                                      .row_bytes = kRowBytes,
                                      .result_bytes = kRowBytes,
-                                     .max_tokens = std::min(tokens, kMaxRoundTokens),
+                                     .max_tokens = max_tokens,
                                      .answer = op.answer};
   if (op.double_routing) return std::make_unique<comm::DoubleRouting>(group, shape);
   return std::make_unique<comm::FusedExchange>(group, shape);
@@ -190,33 +194,37 @@ std::unique_ptr<comm::MoeExchange> make_exchange(comm::ProcessGroup& group, cons
 
 // The rows of one rank; rank 0 reports them.
 void bench_rank(comm::Communicator& communicator, const std::vector<Op>& ops,
-                const std::vector<int>& token_counts, double seconds, std::string& report) {
+                const MoeArguments& arguments, std::string& report) {
   std::vector<int> ranks(communicator.world_size());
   std::iota(ranks.begin(), ranks.end(), 0);
   comm::ProcessGroup group(communicator, 0, ranks);
   for (const Op& op : ops)
-    for (const int tokens : token_counts)
+    for (const int tokens : arguments.tokens)
       for (const Routing routing : {Routing::kUniform, Routing::kSkewed}) {
-        const auto exchange = make_exchange(group, op, tokens);
+        const auto exchange = make_exchange(group, op, std::min(tokens, arguments.chunk_max_len));
         MoeRound round(group, *exchange, tokens, routing);
         round.check();
         const double bytes = round.bytes();
+        const BenchTimes times = measure_collective(group, arguments.seconds, [&] { round.run(); });
         append_row(report, {.op = op.name,
                             .ranks = group.size(),
                             .op_case = routing_case(tokens, routing),
                             .bytes = bytes,
-                            .times = measure_collective(group, seconds, [&] { round.run(); })});
+                            .times = times});
       }
 }
 
-void require_shapes(const std::vector<int>& ranks, const std::vector<int>& token_counts) {
+void require_shapes(const MoeArguments& arguments) {
   constexpr int kMaxTokens = 4096;
-  for (const int count : ranks)
+  for (const int count : arguments.ranks)
     if (count < 1 || kBenchExperts % count != 0)
       throw_user_error("bench moe --ranks: {} does not divide {} experts", count, kBenchExperts);
-  for (const int tokens : token_counts)
+  for (const int tokens : arguments.tokens)
     if (tokens < 1 || tokens > kMaxTokens)
       throw_user_error("bench moe --tokens: {} is not in 1 .. {}", tokens, kMaxTokens);
+  if (arguments.chunk_max_len < 1 || arguments.chunk_max_len > kMaxTokens)
+    throw_user_error("bench moe --moe-chunk-max-len: {} is not in 1 .. {}", arguments.chunk_max_len,
+                     kMaxTokens);
 }
 
 }  // namespace
@@ -224,17 +232,20 @@ void require_shapes(const std::vector<int>& ranks, const std::vector<int>& token
 void add_bench_moe(CLI::App& bench) {
   CLI::App* command =
       bench.add_subcommand("moe", "MoE dispatch and combine between rank processes");
-  const auto arguments = std::make_shared<BenchArguments>();
-  const auto tokens = std::make_shared<std::vector<int>>();
+  const auto arguments = std::make_shared<MoeArguments>();
   add_bench_options(*command, *arguments);
-  command->add_option("--tokens", *tokens, "tokens of each rank")
+  command->add_option("--tokens", arguments->tokens, "tokens of each rank")
       ->delimiter(',')
       ->default_val(std::vector<int>(std::begin(kBenchMoeTokens), std::end(kBenchMoeTokens)));
-  command->callback([arguments, tokens] {
+  command
+      ->add_option("--moe-chunk-max-len", arguments->chunk_max_len,
+                   "tokens of a rank in one round, more take several")
+      ->capture_default_str();
+  command->callback([arguments] {
     const auto ops = chosen_ops(arguments->ops);
-    require_shapes(arguments->ranks, *tokens);
+    require_shapes(*arguments);
     run_bench(*arguments, [&](comm::Communicator& communicator, std::string& report) {
-      bench_rank(communicator, ops, *tokens, arguments->seconds, report);
+      bench_rank(communicator, ops, *arguments, report);
     });
   });
 }

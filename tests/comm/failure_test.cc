@@ -245,7 +245,7 @@ TEST_P(BlockedRanks, UseLessThanAHundredthOfACoreTogether) {
 
 INSTANTIATE_TEST_SUITE_P(WorldSizes, BlockedRanks, testing::Values(2, 8, 32, 128));
 
-TEST(AbortedLaunch, EndsProcessesThatSleep) {
+TEST(AbortedLaunch, EndsProcessesThatSleepAndTheySayWhoHasNotCome) {
   Arena arena = make_arena(3);
   Processes processes(3, [&](int rank) {
     Communicator communicator(arena, rank, kPatient);
@@ -255,11 +255,18 @@ TEST(AbortedLaunch, EndsProcessesThatSleep) {
 
   await_collective(arena, 0, 10);
   processes.kill(1);
+  for (const int waiting : {0, 2}) {
+    const Arena::Window& from_dead = arena.window(waiting, 1);
+    while (from_dead.passed != from_dead.barriers) std::this_thread::yield();
+    while (arena.snapshot(waiting).waiting_for != 1) std::this_thread::yield();
+  }
   arena.abort();
 
   const auto errors = processes.join();
-  EXPECT_TRUE(contains(errors[0], "the launch is ending"));
-  EXPECT_TRUE(contains(errors[2], "the launch is ending"));
+  for (const int rank : {0, 2}) {
+    EXPECT_TRUE(contains(errors[rank], "the launch is ending"));
+    EXPECT_TRUE(contains(errors[rank], "Arrived: 0, 2. Not arrived: 1 ("));
+  }
 }
 
 }  // namespace

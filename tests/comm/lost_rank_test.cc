@@ -77,6 +77,12 @@ std::vector<Endless> endless_calls() {
          first.wait();
          second.wait();
        }},
+      {"started_barriers",
+       [](auto& group) {
+         Pending first = group.start_barrier(), second = group.start_barrier();
+         first.wait();
+         second.wait();
+       }},
       {"fused_round", [](auto& group) { run_round<FusedExchange>(group); }},
       {"double_routing_round", [](auto& group) { run_round<DoubleRouting>(group); }},
   };
@@ -131,7 +137,7 @@ std::vector<Endless> started_calls() {
   std::vector<Endless> calls = endless_calls();
   std::erase_if(calls, [](const Endless& endless) {
     const std::string_view name = endless.name;
-    return name != "handles" && !name.ends_with("_round");
+    return name != "handles" && name != "started_barriers" && !name.ends_with("_round");
   });
   return calls;
 }
