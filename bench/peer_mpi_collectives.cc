@@ -98,7 +98,7 @@ bool fits_memory(size_t bytes) {
   uint64_t all = bytes, total = 0;
   MPI_Allreduce(&all, &total, 1, MPI_UINT64_T, MPI_SUM, MPI_COMM_WORLD);
   const auto page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
-  int fits = 2 * total < page * static_cast<uint64_t>(::sysconf(_SC_AVPHYS_PAGES));
+  int fits = 2 * total < page * static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES));
   MPI_Bcast(&fits, 1, MPI_INT, 0, MPI_COMM_WORLD);
   return fits != 0;
 }
