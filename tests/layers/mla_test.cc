@@ -180,9 +180,9 @@ TEST(MlaAttention, EveryPathEqualsTheReferenceBitForBit) {
                    type, block_size, 201);
         s.write(0, 201);
         const std::vector<int64_t> positions = range(0, 201);
-        const std::vector<float> expected = s.attend(reference::mla_attention, positions);
 
         on_every_isa([&] {
+          const std::vector<float> expected = s.attend(reference::mla_attention, positions);
           EXPECT_TRUE(equal_bits(s.attend(mla_attention, positions), expected))
               << heads << " heads, blocks of " << block_size << ", type " << int(type);
         });
@@ -195,9 +195,11 @@ TEST(MlaAttention, EveryPathEqualsTheReferenceAtDeepSeeksWidth) {
   Sequence s({.num_heads = 6, .kv_lora_rank = 512, .rope_dim = 64, .softmax_scale = 0.04f},
              KvType::kBf16, 128, 131);
   s.write(0, 131);
-  const std::vector<float> expected = s.attend(reference::mla_attention, {130});
 
-  on_every_isa([&] { EXPECT_TRUE(equal_bits(s.attend(mla_attention, {130}), expected)); });
+  on_every_isa([&] {
+    const std::vector<float> expected = s.attend(reference::mla_attention, {130});
+    EXPECT_TRUE(equal_bits(s.attend(mla_attention, {130}), expected));
+  });
 }
 
 TEST(MlaAttention, ATokenDoesNotDependOnPagingOrBatchOrOnWhenRowsWereWritten) {
@@ -234,9 +236,9 @@ TEST(MlaAttention, QueriesThatShareAReadingMayStandAnywhereInTheirSequences) {
   const Matrix<const float> q(s.q.data(), tokens, s.shape.num_heads * s.width);
   std::vector<float> expected(tokens * s.shape.num_heads * s.shape.kv_lora_rank);
   const Matrix<float> want(expected.data(), tokens, s.shape.num_heads * s.shape.kv_lora_rank);
-  reference::mla_attention(s.shape, s.cache, 1, queries, q, want);
 
   on_every_isa([&] {
+    reference::mla_attention(s.shape, s.cache, 1, queries, q, want);
     std::vector<float> got(expected.size());
     mla_attention(s.shape, s.cache, 1, queries, q, {got.data(), tokens, want.cols});
     EXPECT_TRUE(equal_bits(got, expected));
