@@ -175,12 +175,17 @@ void MoeActor::mlp_part(const model::MlpWeights& weights, Matrix<const float> x,
                  Rounding::kNone);
   if (!weights.gate_up_bias.empty())
     layers::add_bias(gate_up, weights.gate_up_bias, Rounding::kNone);
-  activate(gate_up, activated);
-  layers::linear(weights.down, inputs_.prepare(weights.down, activated, context_.rounding), y,
-                 Rounding::kNone);
+  layers::linear(weights.down, activate(weights.down, gate_up, activated), y, Rounding::kNone);
 }
 
-void MoeActor::activate(Matrix<const float> gate_up, Matrix<float> out) {
+layers::PreparedRows MoeActor::activate(const model::PackedMatrix& down,
+                                        Matrix<const float> gate_up, Matrix<float> rows) {
+  return inputs_.prepare(down, rows, context_.rounding, [&](int64_t r, Matrix<float> row) {
+    swiglu(gate_up.rows_from(r, 1), row);
+  });
+}
+
+void MoeActor::swiglu(Matrix<const float> gate_up, Matrix<float> out) const {
   if (context_.config.clamped_swiglu)
     layers::clamped_swiglu(*context_.config.clamped_swiglu, gate_up, out, context_.rounding);
   else
