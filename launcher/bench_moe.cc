@@ -12,6 +12,7 @@
 #include <cstring>
 #include <memory>
 #include <numeric>
+#include <span>
 
 #include "base/bf16.h"
 #include "base/error.h"
@@ -27,7 +28,7 @@ namespace {
 constexpr size_t kRowBytes = kBenchHidden * sizeof(Bf16);
 
 struct MoeArguments : BenchArguments {
-  std::vector<int> tokens;  // --tokens
+  std::vector<int> tokens;  // --tokens, empty: those of Op
   // --moe-chunk-max-len. Bounded, since double routing keeps a copy of a row for each of its
   // experts at each step.
   int chunk_max_len = 512;
@@ -159,13 +160,14 @@ struct Op {
   const char* name;
   comm::Answer answer;
   bool double_routing;
+  std::span<const int> tokens;  // unless --tokens says others
 };
 
 // One bf16 row per (token, rank) both ways; one per (token, expert) back; the same by sorting rows
-// around all_to_all_v.
-constexpr Op kOps[] = {{"moe round", comm::Answer::kPerRank, false},
-                       {"moe round exact", comm::Answer::kPerExpert, false},
-                       {"moe round double", comm::Answer::kPerExpert, true}};
+// around all_to_all_v. The longest batch in the first form alone: the others take a minute for it.
+constexpr Op kOps[] = {{"moe round", comm::Answer::kPerRank, false, kBenchMoeTokens},
+                       {"moe round exact", comm::Answer::kPerExpert, false, kBenchTokens},
+                       {"moe round double", comm::Answer::kPerExpert, true, kBenchTokens}};
 
 std::vector<Op> chosen_ops(const std::vector<std::string>& names) {
   std::vector<Op> chosen;
@@ -199,7 +201,8 @@ void bench_rank(comm::Communicator& communicator, const std::vector<Op>& ops,
   std::iota(ranks.begin(), ranks.end(), 0);
   comm::ProcessGroup group(communicator, 0, ranks);
   for (const Op& op : ops)
-    for (const int tokens : arguments.tokens)
+    for (const int tokens :
+         arguments.tokens.empty() ? op.tokens : std::span<const int>(arguments.tokens))
       for (const Routing routing : {Routing::kUniform, Routing::kSkewed}) {
         const auto exchange = make_exchange(group, op, std::min(tokens, arguments.chunk_max_len));
         MoeRound round(group, *exchange, tokens, routing);
@@ -234,9 +237,10 @@ void add_bench_moe(CLI::App& bench) {
       bench.add_subcommand("moe", "MoE dispatch and combine between rank processes");
   const auto arguments = std::make_shared<MoeArguments>();
   add_bench_options(*command, *arguments);
-  command->add_option("--tokens", arguments->tokens, "tokens of each rank")
-      ->delimiter(',')
-      ->default_val(std::vector<int>(std::begin(kBenchMoeTokens), std::end(kBenchMoeTokens)));
+  command
+      ->add_option("--tokens", arguments->tokens,
+                   "tokens of each rank (default: 1,8,64,512, and 4096 in \"moe round\")")
+      ->delimiter(',');
   command
       ->add_option("--moe-chunk-max-len", arguments->chunk_max_len,
                    "tokens of a rank in one round, more take several")
