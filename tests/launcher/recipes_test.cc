@@ -77,7 +77,9 @@ TEST(Recipes, FillTheStruct) {
   EXPECT_EQ(config.parallel.moe_ep_size(), 128);
   EXPECT_EQ(config.scheduler.batch_size, 256);
   EXPECT_EQ(config.scheduler.max_prefill_tokens, 65536);
-  EXPECT_EQ(config.notes.size(), 4u);  // cache compile, MLA prolog, multi streams, super kernel
+  EXPECT_TRUE(config.model.enable_multi_streams);
+  EXPECT_FALSE(config.model.enable_superkernel);
+  EXPECT_EQ(config.notes.size(), 4u);  // cache compile, MLA prolog, multi streams, graph
   EXPECT_EQ(config.notes[0],
             "model_config.enable_cache_compile has no effect on a CPU: nothing is compiled while a "
             "model runs");
