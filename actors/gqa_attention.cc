@@ -1,5 +1,6 @@
 #include "actors/gqa_attention.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "layers/bias.h"
@@ -26,6 +27,7 @@ GqaAttention::GqaAttention(const RankContext& context) : context_(context), rota
   qkv_ = context_.workspace.allocate(context_.max_rows, width + 2 * kv.size() * c.qk_head_dim());
   cache_row_ = context_.workspace.allocate(1, context_.kv_cache.shape().width);
   heads_out_ = context_.workspace.allocate(context_.max_rows, width);
+  scales_.resize(context_.kv_cache.shape().num_scales());
 }
 
 void GqaAttention::begin_forward(std::span<const layers::KvQuery> queries,
@@ -38,7 +40,7 @@ Matrix<float> GqaAttention::attend(int layer, const model::AttentionWeights& wei
                                    Matrix<const float> normed) {
   const Matrix<float> qkv = project(*weights.gqa, normed);
   const int64_t query_width = int64_t{shape_.num_heads} * shape_.head_dim;
-  write_keys_and_values(layer, qkv.columns_from(query_width, qkv.cols - query_width));
+  write_keys_and_values(layer, *weights.gqa, qkv.columns_from(query_width, qkv.cols - query_width));
   const Matrix<float> heads_out = context_.workspace.floats(first_rows(heads_out_, normed.rows));
   const auto span = context_.span(TraceOp::kAttend, normed.rows);
   layers::gqa_attention(shape_, context_.kv_cache, layer, context_.config.window_of(layer),
@@ -77,13 +79,20 @@ void GqaAttention::norm_heads(std::span<const float> weight, Matrix<float> heads
 }
 
 // All ranks have rows of one width; a rank with fewer kv heads than another leaves its rows' ends.
-void GqaAttention::write_keys_and_values(int layer, Matrix<const float> keys_and_values) {
+void GqaAttention::write_keys_and_values(int layer, const model::GqaWeights& weights,
+                                         Matrix<const float> keys_and_values) {
   const auto span = context_.span(TraceOp::kKvProjection, keys_and_values.rows);
+  std::span<const float> scales;
+  if (!weights.k_scale.empty() && !scales_.empty()) {
+    std::fill(scales_.begin(), scales_.end(), weights.k_scale[0]);
+    std::fill_n(scales_.begin() + shape_.num_kv_heads, shape_.num_kv_heads, weights.v_scale[0]);
+    scales = scales_;
+  }
   const Matrix<float> row = context_.workspace.floats(cache_row_);
   for (int64_t r = 0; r < keys_and_values.rows; ++r) {
     std::memcpy(row.data, keys_and_values.row(r), keys_and_values.cols * sizeof(float));
     context_.kv_cache.write(layer, queries_[r].block_table, queries_[r].position,
-                            {row.data, static_cast<size_t>(row.cols)});
+                            {row.data, static_cast<size_t>(row.cols)}, scales);
   }
 }
 

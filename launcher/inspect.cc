@@ -4,6 +4,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "actors/rank.h"
+#include "launcher/launch_sizes.h"
 #include "launcher/layout_table.h"
 #include "model/chat_template.h"
 #include "model/tokenizer_file.h"
@@ -57,12 +59,12 @@ std::string gate_text(const layers::TopkGateConfig& gate) {
   return text;
 }
 
-// Of all layers, in the type of `dtype: bfloat16`.
-int64_t kv_bytes_per_token(const model::ModelConfig& model) {
-  constexpr int64_t kBf16Bytes = 2;
-  const int64_t width =
-      model.uses_gqa() ? 2 * model.num_key_value_heads * model.v_head_dim : model.kv_width();
-  return width * kBf16Bytes * model.num_hidden_layers;
+// Of all layers, with `dtype: bfloat16`.
+size_t kv_bytes_per_token(const model::ModelConfig& model, KvFormat format) {
+  Config config;
+  config.runtime.kv_cache_format = format;
+  const layers::KvCacheShape shape = actors::kv_cache_shape(describe_launch(config, {}, 0), model);
+  return shape.row_bytes() * static_cast<size_t>(model.num_hidden_layers);
 }
 
 class Text {
@@ -97,7 +99,10 @@ class Text {
     line("sizes", "hidden {}, vocabulary {}, at most {} positions", model_.hidden_size,
          model_.vocab_size, model_.max_position_embeddings);
     line("attention", "{}", attention_text(model_));
-    line("KV cache", "{} a token in bf16", bytes_text(kv_bytes_per_token(model_)));
+    line("KV cache", "{} a token in bf16, {} in int8{}",
+         bytes_text(kv_bytes_per_token(model_, KvFormat::kDtype)),
+         bytes_text(kv_bytes_per_token(model_, KvFormat::kInt8)),
+         model_.int8_kv_cache ? " (as the checkpoint says)" : "");
     if (moe > 0)
       line("experts", "{}, {} chosen by {}, {} shared; each {} parameters", model_.n_routed_experts,
            model_.gate.topk, gate_text(model_.gate), model_.n_shared_experts,
@@ -157,7 +162,9 @@ ordered_json layers_json(const Inspection& of) {
 ordered_json attention_json(const model::ModelConfig& model) {
   ordered_json json{{"kind", model.uses_gqa() ? "gqa" : "mla"},
                     {"heads", model.num_attention_heads},
-                    {"kv_bytes_per_token", kv_bytes_per_token(model)}};
+                    {"kv_bytes_per_token", kv_bytes_per_token(model, KvFormat::kDtype)},
+                    {"kv_bytes_per_token_int8", kv_bytes_per_token(model, KvFormat::kInt8)},
+                    {"int8_kv_cache", model.int8_kv_cache}};
   if (model.uses_gqa()) {
     json["kv_heads"] = model.num_key_value_heads;
     json["head_dim"] = model.v_head_dim;

@@ -215,11 +215,23 @@ void read_fp8(const JsonObject& quantization, ModelConfig& config) {
   config.weight_bits = 8;
 }
 
+// cann-recipes-infer's w8a8c8, or rows with scales of their own.
+void read_kv_cache_scheme(const JsonObject& quantization, ModelConfig& config) {
+  if (!quantization.has("kv_cache_scheme")) return;
+  const JsonObject scheme = quantization.object("kv_cache_scheme");
+  scheme.integer("num_bits", {8, 8});
+  scheme.choice<bool>("type", {{"int", true}});
+  config.int8_kv_cache = true;
+  config.kv_cache_scales = !scheme.boolean("dynamic", false);
+  if (config.kv_cache_scales) scheme.choice<bool>("strategy", {{"tensor", true}}, true);
+}
+
 // int8 or int4 codes with scales, as converted checkpoints have them.
 void read_compressed_tensors(const JsonObject& quantization, ModelConfig& config) {
   const JsonObject weights =
       quantization.object("config_groups").object("group_0").object("weights");
   config.weight_bits = as_int(weights.integer("num_bits", {4, 8}));
+  read_kv_cache_scheme(quantization, config);
   if (config.weight_bits == 8) {
     config.int8_weights = weights.choice<bool>("strategy", {{"channel", true}}, true);
     return;

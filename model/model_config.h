@@ -51,6 +51,8 @@ struct ModelConfig {
   bool tie_word_embeddings = false;
   bool fp8_weights = false;            // quantization_config: fp8, e4m3, blocks of 128 x 128
   bool int8_weights = false;           // compressed-tensors: int8, a scale per output row
+  bool int8_kv_cache = false;          // its kv_cache_scheme: int8 rows
+  bool kv_cache_scales = false;        // with a scale per layer in the checkpoint
   int weight_bits = 16;                // of a quantised matrix: 8 (fp8, int8) or 4 (int4, mxfp4)
   std::vector<int32_t> eos_token_ids;  // generation_config.json if it has them, else config.json
   std::string not_runnable;            // why this model can only be checked; empty: it can run
