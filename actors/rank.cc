@@ -348,7 +348,7 @@ layers::KvCacheShape kv_cache_shape(const msg::LaunchT& launch, const model::Mod
       config.uses_gqa() ? 2 * config.qk_head_dim() *
                               model::ParallelLayout(parallel_sizes(launch), config).max_kv_heads()
                         : config.kv_width();
-  layers::KvCacheShape shape{.num_layers = config.num_hidden_layers + (launch.with_mtp ? 1 : 0),
+  layers::KvCacheShape shape{.num_layers = config.num_kv_slots(launch.with_mtp),
                              .num_blocks = launch.kv_blocks,
                              .block_size = launch.kv_block_size,
                              .width = width,

@@ -43,6 +43,7 @@ actors::SchedulerLimits scheduler_limits(const Config& config, const model::Mode
   limits.max_positions = model.max_position_embeddings;
   limits.block_size = config.scheduler.block_size;
   limits.reserved_decode_tokens = config.scheduler.num_reserved_decode_tokens;
+  limits.window = model.has_window() ? model.sliding_window : 0;
   limits.blocks_per_dp_rank =
       limits.most_blocks(load.longest_sequence, 0) * limits.sequences_per_dp_rank();
   return limits;

@@ -76,6 +76,7 @@ class KvCache {
 struct KvQuery {
   std::span<const int32_t> block_table;
   int64_t position = 0;
+  std::span<const int32_t> window_table = {};  // in place of block_table, for layers with a window
 };
 
 namespace reference {

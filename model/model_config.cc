@@ -290,6 +290,18 @@ float ModelConfig::softmax_scale() const {
                             std::sqrt(static_cast<double>(qk_head_dim())));
 }
 
+int ModelConfig::kv_slot(int layer) const {
+  if (!has_window()) return layer;
+  const auto before = sliding_layers.begin() + layer;
+  return static_cast<int>(std::count(sliding_layers.begin(), before, sliding_layers[layer]));
+}
+
+int ModelConfig::num_kv_slots(bool with_mtp) const {
+  if (!has_window()) return num_hidden_layers + (with_mtp ? 1 : 0);
+  const auto sliding = static_cast<int>(std::ranges::count(sliding_layers, true));
+  return std::max(sliding, num_hidden_layers - sliding);
+}
+
 ModelConfig read_model_config(const std::filesystem::path& directory, ModelUse use) {
   refuse_gguf(directory);
   const std::filesystem::path path = directory / "config.json";

@@ -1,6 +1,7 @@
 // model/model_config.h: what config.json says of a model, checked.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -65,6 +66,13 @@ struct ModelConfig {
   int64_t window_of(int layer) const {
     return !sliding_layers.empty() && sliding_layers[layer] ? sliding_window : 0;
   }
+  bool has_window() const {
+    return std::ranges::find(sliding_layers, true) != sliding_layers.end();
+  }
+  // A block of the KV cache holds rows of full layers, or of sliding ones: a layer's place in it,
+  // and how many places there are.
+  int kv_slot(int layer) const;
+  int num_kv_slots(bool with_mtp) const;
   int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
   int64_t kv_width() const { return kv_lora_rank + qk_rope_head_dim; }
   float softmax_scale() const;  // qk_head_dim^-0.5, times the YaRN factor
