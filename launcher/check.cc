@@ -142,6 +142,10 @@ class Report {
          shape.type == layers::KvType::kInt8   ? "int8 with scales"
          : shape.type == layers::KvType::kBf16 ? "bf16"
                                                : "fp32");
+    if (limits_.window > 0)
+      line("         layers with a window of {} keep at most {} blocks of a sequence",
+           limits_.window,
+           limits_.blocks_for(limits_.max_positions) - limits_.blocks_of(limits_.max_positions));
     line("         for batch_size / DP = {} in flight a rank, each with {} positions, in",
          limits_.sequences_per_dp_rank(),
          limits_.most_positions(assumed_.load.longest_sequence, 0));
