@@ -257,8 +257,8 @@ class RandomWorld {
 
   // Blocks of sliding layers stay where they are until they lie behind the window.
   void check_windows(const msg::SequencePlanT& s, Followed& f) {
-    if (limits_.window == 0) return EXPECT_TRUE(s.window_table.empty());
-    ASSERT_EQ(s.window_table.size(), s.block_table.size());
+    ASSERT_EQ(s.window_table.size(), limits_.window > 0 ? s.block_table.size() : 0u);
+    if (limits_.window == 0) return;
     const int64_t size = limits_.block_size, seen = s.first_position + 1 - limits_.window;
     int64_t held = 0;
     for (int64_t i = 0; i < std::ssize(s.window_table); ++i) {
