@@ -151,6 +151,13 @@ class World::Impl {
     return {observation_shape_, observation_memory_.data() + rank * observation_shape_.bytes()};
   }
 
+  layers::KvCache kv_cache(int rank) {
+    const size_t section = actors::kv_section_bytes(kv_shape_);
+    if (kv_memory_.data() == nullptr)
+      kv_memory_ = Mapping(kv_fd_.get(), section * world_size(), Mapping::Access::kReadOnly);
+    return {kv_shape_, kv_memory_.data() + rank * section};
+  }
+
   std::vector<RankStatus> rank_status() const {
     std::vector<RankStatus> ranks;
     for (int rank = 0; rank < world_size(); ++rank) {
@@ -214,7 +221,8 @@ class World::Impl {
         comm::Arena::create({world_size(), static_cast<size_t>(launch_.comm_buffer_bytes),
                              actors::trace_shape(launch_, model), launch_.comm_hugepages}));
     weights_fd_ = create_shared_memory("troupe-weights", loader.shared_bytes());
-    const size_t kv_section = actors::kv_section_bytes(actors::kv_cache_shape(launch_, model));
+    kv_shape_ = actors::kv_cache_shape(launch_, model);
+    const size_t kv_section = actors::kv_section_bytes(kv_shape_);
     kv_fd_ = create_shared_memory("troupe-kv", kv_section * world_size());
     const size_t observed = observation_shape_.bytes() * world_size();
     observation_fd_ = create_shared_memory("troupe-observation", observed);
@@ -421,6 +429,8 @@ class World::Impl {
   std::optional<comm::Trace> trace_;
   Fd weights_fd_, kv_fd_, observation_fd_;
   Mapping observation_memory_;
+  layers::KvCacheShape kv_shape_;
+  Mapping kv_memory_;  // once somebody has asked
   EventSet events_;
   std::optional<comm::LauncherEndpoint> endpoint_;
   Supervisor supervisor_;
@@ -443,6 +453,7 @@ World::World(msg::LaunchT launch, const model::ModelConfig& model, WorldPaths pa
 World::~World() = default;
 double World::load_s() const { return impl_->load_s(); }
 actors::Observation World::observation(int rank) const { return impl_->observation(rank); }
+layers::KvCache World::kv_cache(int rank) const { return impl_->kv_cache(rank); }
 std::vector<RankStatus> World::rank_status() const { return impl_->rank_status(); }
 comm::ActivitySnapshot World::activity(int rank) const { return impl_->activity(rank); }
 void World::send(int rank, std::span<const std::byte> envelope) {

@@ -33,7 +33,7 @@ inline DotChunk dot_chunk(const AttentionArgs& args) {
 inline const Bf16* cache_row(const AttentionArgs& args, int64_t position) {
   const int64_t block = args.block_table[position / args.block_size];
   const std::byte* rows = args.layer + block * args.block_bytes;
-  return reinterpret_cast<const Bf16*>(rows) + position % args.block_size * args.row_width;
+  return reinterpret_cast<const Bf16*>(rows + position % args.block_size * args.row_bytes);
 }
 
 // Elements [0, count) of p, at most 32; zeros follow.
@@ -74,13 +74,14 @@ inline void transpose(__m512i (&rows)[16]) {
   }
 }
 
-// The keys of the chunk's rows [0, count); to whole vectors of rows, zeros follow.
+// The keys of the chunk's rows [begin, end); to whole vectors of rows, zeros stand around them.
 inline void pair_keys(const AttentionArgs& args, const DotChunk& chunk, int64_t first,
-                      int64_t count) {
-  for (int64_t row = 0; row < count; row += 16) {
+                      int64_t begin, int64_t end) {
+  const auto is_seen = [=](int64_t row) { return begin <= row && row < end; };
+  for (int64_t row = 0; row < end; row += 16) {
     const Bf16* from[16];
     for (int64_t i = 0; i < 16; ++i)
-      from[i] = row + i < count ? cache_row(args, first + row + i) + args.key_offset : nullptr;
+      from[i] = is_seen(row + i) ? cache_row(args, first + row + i) + args.key_offset : nullptr;
     for (int64_t k = 0; k < args.width; k += 32) {
       __m512i lines[16];
       for (int i = 0; i < 16; ++i)
@@ -94,20 +95,23 @@ inline void pair_keys(const AttentionArgs& args, const DotChunk& chunk, int64_t 
   }
 }
 
-// The values of the chunk's rows [0, count); an odd last row has zeros beside it.
+// The values of the chunk's rows [begin, end); one without its neighbour has zeros beside it.
 inline void pair_values(const AttentionArgs& args, const DotChunk& chunk, int64_t first,
-                        int64_t count) {
-  for (int64_t row = 0; row < count; row += 2) {
-    const Bf16* even = cache_row(args, first + row) + args.value_offset;
-    const Bf16* odd =
-        row + 1 < count ? cache_row(args, first + row + 1) + args.value_offset : nullptr;
+                        int64_t begin, int64_t end) {
+  for (int64_t row = begin / 2 * 2; row < end; row += 2) {
+    const auto value = [&](int64_t at) {
+      return begin <= at && at < end ? cache_row(args, first + at) + args.value_offset : nullptr;
+    };
+    const Bf16 *even = value(row), *odd = value(row + 1);
     uint32_t* out = chunk.values + row / 2 * args.padded_value_width;
     for (int64_t i = 0; i < args.value_width; i += 16) {
       const int64_t n = args.value_width - i < 16 ? args.value_width - i : 16;
-      const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(n), even + i));
-      const __m512i high =
-          odd == nullptr ? _mm512_setzero_si512()
-                         : _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(n), odd + i));
+      const auto widened = [&](const Bf16* p) {
+        return p == nullptr
+                   ? _mm512_setzero_si512()
+                   : _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(n), p + i));
+      };
+      const __m512i low = widened(even), high = widened(odd);
       _mm512_storeu_si512(out + i, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
     }
   }
@@ -272,9 +276,9 @@ inline void attention_dot(const AttentionArgs& args) {
     round_queries(args, args.tokens[t]);
     start_token(args, args.tokens[t]);
   }
-  for_chunks(args, [&](int64_t first, int64_t count) {
-    pair_keys(args, chunk, first, count);
-    pair_values(args, chunk, first, count);
+  for_chunks(args, [&](int64_t first, int64_t begin, int64_t end) {
+    pair_keys(args, chunk, first, begin, end);
+    pair_values(args, chunk, first, begin, end);
     for (int64_t t = 0; t < args.num_tokens; ++t)
       attend_dot_chunk(args, chunk, args.tokens[t], first);
   });
