@@ -1,8 +1,10 @@
 // launcher/main.cc: the command line of `troupe`. Exit statuses: base/error.h.
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <string>
+#include <vector>
 
 #include "actors/rank.h"
 #include "base/error.h"
@@ -11,6 +13,7 @@
 #include "launcher/command_docs.h"
 #include "launcher/commands.h"
 #include "launcher/launch.h"
+#include "launcher/nearest_name.h"
 #include "launcher/supervisor.h"
 #include "layers/isa.h"
 #include "serve/bench_serve.h"
@@ -277,6 +280,31 @@ int fail(int status, const std::string& message) {
   return status;
 }
 
+// Commands and options that may stand behind what was understood of the command line.
+void add_names(const CLI::App& app, std::vector<std::string>& names) {
+  const bool complete = !app.get_subcommands().empty();  // a command was given
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
+    if (!complete && !command->get_group().empty()) names.push_back(command->get_name());
+  for (const CLI::Option* option : app.get_options())
+    for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+  for (const CLI::App* command : app.get_subcommands()) add_names(*command, names);
+}
+
+// Of a command line with words that nobody knows: the first of them, and what it may be meant for.
+std::string unknown_word(const CLI::App& app, int argc, char** argv) {
+  const std::vector<std::string> unknown = app.remaining(true);
+  const auto is_unknown = [&](const char* word) {
+    return std::ranges::find(unknown, word) != unknown.end();
+  };
+  char** const first = std::find_if(argv + 1, argv + argc, is_unknown);
+  if (first == argv + argc) return "an argument was not expected";
+  const std::string word = *first;
+  std::vector<std::string> names;
+  add_names(app, names);
+  return fmt::format("{}: nothing known by that name{}", word,
+                     did_you_mean(word.substr(0, word.find('=')), {names.begin(), names.end()}));
+}
+
 int parse_and_run(CLI::App& app, int argc, char** argv) {
   int status = kExitOk;
   LogOptions log;
@@ -341,6 +369,8 @@ int main(int argc, char** argv) {
     return parse_and_run(app, argc, argv);
   } catch (const CLI::Success& help) {
     return app.exit(help);
+  } catch (const CLI::ExtrasError&) {
+    return fail(kExitUserError, unknown_word(app, argc, argv) + " (see troupe --help)");
   } catch (const CLI::ParseError& error) {
     return fail(kExitUserError, std::string(error.what()) + " (see troupe --help)");
   } catch (const Interrupted& error) {

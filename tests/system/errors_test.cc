@@ -190,6 +190,20 @@ TEST(CommandLine, WithAnUnknownOptionNamesIt) {
   EXPECT_CONTAINS(run_error(tiny_config(), {"--prompt-ids", "1", "--fast"}), "--fast");
 }
 
+TEST(CommandLine, WithAMisspeltWordNamesTheNearest) {
+  EXPECT_CONTAINS(user_error({"rum", "--config", "x"}),
+                  "rum: nothing known by that name; did you mean run?");
+  EXPECT_CONTAINS(user_error({"run", "--confg", "x"}), "did you mean --config?");
+  EXPECT_CONTAINS(user_error({"bench", "decod", "--config", "x"}), "did you mean decode?");
+  EXPECT_CONTAINS(user_error({"run", "--log-levl=debug", "--config", "x"}),
+                  "did you mean --log-level?");
+}
+
+TEST(Configuration, ThatIsMissingSaysWhereItWasLookedFor) {
+  EXPECT_CONTAINS(user_error({"run", "--config", "no_such.yaml", "--prompt-ids", "1"}),
+                  "(looked in " + fs::current_path().string() + ")");
+}
+
 TEST(CommandLine, WithoutPromptSaysHowToGiveOne) {
   const std::string error = run_error(tiny_config(), {});
 
