@@ -7,7 +7,6 @@ RankActors::RankActors(RankContext context, Mailbox::SendRemote send_remote)
       context_(context),
       mailbox_(context.communicator.world_rank(), std::move(send_remote)) {
   context_.groups = &groups_;
-  mailbox_.trace_to(context_.communicator.trace());
   // A plan goes to all of them in this order; attention, which starts the step, hears it last.
   lm_head_.emplace(mailbox_, context_);
   if (context_.weights.mtp) mtp_.emplace(mailbox_, context_);

@@ -18,7 +18,10 @@ class RankActors {
   RankActors(RankContext context, Mailbox::SendRemote send_remote);
 
   // Runs one step: a StepPlan envelope, valid until this returns.
-  void run_step(const msg::Envelope& plan) { mailbox_.deliver(plan); }
+  void run_step(const msg::Envelope& plan) {
+    mailbox_.trace_to(context_.communicator.trace());
+    mailbox_.deliver(plan);
+  }
 
   const ExpertLoad& expert_load() const { return moe_->expert_load(); }
 

@@ -20,6 +20,7 @@
 #include "launcher/bench_command.h"
 #include "launcher/bench_routing.h"
 #include "launcher/bench_rows.h"
+#include "launcher/command_errors.h"
 
 namespace troupe::launcher {
 namespace {
@@ -206,14 +207,13 @@ void bench_rank(comm::Communicator& communicator, const std::vector<Op>& ops,
       }
 }
 
-void require_shapes(const std::vector<int>& ranks, const std::vector<int>& token_counts) {
-  constexpr int kMaxTokens = 4096;
+constexpr int kMaxTokens = 4096;
+
+void require_shapes(const std::vector<int>& ranks) {
   for (const int count : ranks)
-    if (count < 1 || kBenchExperts % count != 0)
-      throw_user_error("bench moe --ranks: {} does not divide {} experts", count, kBenchExperts);
-  for (const int tokens : token_counts)
-    if (tokens < 1 || tokens > kMaxTokens)
-      throw_user_error("bench moe --tokens: {} is not in 1 .. {}", tokens, kMaxTokens);
+    if (kBenchExperts % count != 0)
+      throw_user_error("bench moe --ranks: {} does not divide {} experts; write 1, 2, 4, 8, ...",
+                       count, kBenchExperts);
 }
 
 }  // namespace
@@ -223,20 +223,14 @@ void add_bench_moe(CLI::App& bench) {
       bench.add_subcommand("moe", "MoE dispatch and combine between rank processes");
   const auto arguments = std::make_shared<BenchArguments>();
   const auto tokens = std::make_shared<std::vector<int>>();
-  command->add_option("--ranks", arguments->ranks, "numbers of ranks")
-      ->delimiter(',')
-      ->default_val(std::vector<int>{2, 4, 8});
+  add_bench_options(command, *arguments);
   command->add_option("--tokens", *tokens, "tokens of each rank")
       ->delimiter(',')
-      ->default_val(std::vector<int>(std::begin(kBenchTokens), std::end(kBenchTokens)));
-  command->add_option("--ops", arguments->ops, "all, or operations as in the first column")
-      ->delimiter(',')
-      ->default_val(std::vector<std::string>{"all"});
-  command->add_option("--seconds", arguments->seconds, "to spend on a row")->default_val(0.3);
-  command->add_option("--json", arguments->json, "write the rows to this file");
+      ->default_val(std::vector<int>(std::begin(kBenchTokens), std::end(kBenchTokens)))
+      ->check(integer_from(1, kMaxTokens));
   command->callback([arguments, tokens] {
     const auto ops = chosen_ops(arguments->ops);
-    require_shapes(arguments->ranks, *tokens);
+    require_shapes(arguments->ranks);
     run_bench(*arguments, [&](comm::Communicator& communicator, std::string& report) {
       bench_rank(communicator, ops, *tokens, arguments->seconds, report);
     });

@@ -1,6 +1,7 @@
 // launcher/bench_rows.h: the rows of `troupe bench collectives` and `troupe bench moe`.
 #pragma once
 
+#include <CLI/CLI.hpp>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -35,6 +36,8 @@ void print_row(const BenchRow& row);
 // {"rows": [{op, ranks, case, bytes, p10_us, p50_us, p90_us, gb_per_s}]}; gb_per_s is bytes / p50,
 // null without bytes.
 void write_rows(const std::filesystem::path& path, const std::vector<BenchRow>& rows);
+
+void add_bench_options(CLI::App* command, BenchArguments& arguments);
 
 // Runs `body` on each number of ranks, prints the rows that rank 0 reports and writes --json.
 void run_bench(const BenchArguments& arguments, const BenchBody& body);

@@ -115,7 +115,9 @@ msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits
     placed.experts = experts;
   }
   launch.faults = config.inject;
-  if (!config.trace_dir.empty()) launch.trace_events = trace_events(config.parallel.world_size);
+  launch.traced = !config.trace_dir.empty();
+  if (launch.traced || config.trace_on_demand)
+    launch.trace_events = trace_events(config.parallel.world_size);
   return launch;
 }
 

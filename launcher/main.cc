@@ -1,19 +1,17 @@
 // launcher/main.cc: the command line of `troupe`. Exit statuses: base/error.h.
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <cstdio>
 #include <string>
-#include <vector>
 
 #include "actors/rank.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "launcher/bench_command.h"
 #include "launcher/command_docs.h"
+#include "launcher/command_errors.h"
 #include "launcher/commands.h"
 #include "launcher/launch.h"
-#include "launcher/nearest_name.h"
 #include "launcher/supervisor.h"
 #include "layers/isa.h"
 #include "serve/bench_serve.h"
@@ -63,7 +61,7 @@ void add_run(CLI::App& app, RunArguments& arguments) {
       ->take_all()
       ->allow_extra_args(false);
   command->add_option("--n", arguments.n, "answers to each prompt, with numbers of their own")
-      ->check(CLI::Range(1, 1024));
+      ->check(integer_from(1, 1024));
   command->add_option("--json", arguments.json, "write the report to this file");
   command->callback([&] { run_command(arguments); });
 }
@@ -157,8 +155,10 @@ void add_eplb(CLI::App& app, EplbArguments& arguments) {
   command
       ->add_option("--redundant", arguments.redundant,
                    "copies of experts beyond one of each, over all ranks")
+      ->check(integer_from(0, 1 << 20))
       ->default_str("0");
   command->add_option("--nodes", arguments.nodes, "machines that share the ranks evenly")
+      ->check(integer_from(1, 1024))
       ->default_str("1");
   command
       ->add_option("--output", arguments.output,
@@ -185,7 +185,7 @@ void add_doctor(CLI::App& app, DoctorArguments& arguments, int& status) {
 void add_status(CLI::App& app, StatusArguments& arguments) {
   CLI::App* command = app.add_subcommand("status", "what running launches do, also one that hangs");
   command->add_option("pid", arguments.pid, "of one launch; default: all of this user")
-      ->check(CLI::PositiveNumber);
+      ->check(integer_from(1, INT32_MAX));
   command->add_flag("--json", arguments.json, "print JSON");
   command->callback([&] { status_command(arguments); });
 }
@@ -193,12 +193,12 @@ void add_status(CLI::App& app, StatusArguments& arguments) {
 void add_top(CLI::App& app, TopArguments& arguments) {
   CLI::App* command = app.add_subcommand("top", "the same again and again, with tokens per second");
   command->add_option("pid", arguments.pid, "of the launch, if there are several")
-      ->check(CLI::PositiveNumber);
+      ->check(integer_from(1, INT32_MAX));
   command->add_option("--interval", arguments.interval_s, "seconds")
-      ->check(CLI::Range(0.1, 3600.0))
+      ->check(number_from(0.1, 3600))
       ->default_str("1");
   command->add_option("--count", arguments.count, "how often; default: until the launch ends")
-      ->check(CLI::Range(1, 1000000));
+      ->check(integer_from(1, 1000000));
   command->callback([&] { top_command(arguments); });
 }
 
@@ -280,31 +280,6 @@ int fail(int status, const std::string& message) {
   return status;
 }
 
-// Commands and options that may stand behind what was understood of the command line.
-void add_names(const CLI::App& app, std::vector<std::string>& names) {
-  const bool complete = !app.get_subcommands().empty();  // a command was given
-  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
-    if (!complete && !command->get_group().empty()) names.push_back(command->get_name());
-  for (const CLI::Option* option : app.get_options())
-    for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
-  for (const CLI::App* command : app.get_subcommands()) add_names(*command, names);
-}
-
-// Of a command line with words that nobody knows: the first of them, and what it may be meant for.
-std::string unknown_word(const CLI::App& app, int argc, char** argv) {
-  const std::vector<std::string> unknown = app.remaining(true);
-  const auto is_unknown = [&](const char* word) {
-    return std::ranges::find(unknown, word) != unknown.end();
-  };
-  char** const first = std::find_if(argv + 1, argv + argc, is_unknown);
-  if (first == argv + argc) return "an argument was not expected";
-  const std::string word = *first;
-  std::vector<std::string> names;
-  add_names(app, names);
-  return fmt::format("{}: nothing known by that name{}", word,
-                     did_you_mean(word.substr(0, word.find('=')), {names.begin(), names.end()}));
-}
-
 int parse_and_run(CLI::App& app, int argc, char** argv) {
   int status = kExitOk;
   LogOptions log;
@@ -356,6 +331,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   add_inspect(app, inspect);
   add_command_docs(app, shell);
   add_rank(app, rank, status);
+  refuse_empty_values(app);
   app.parse(argc, argv);
   return status;
 }
@@ -369,10 +345,8 @@ int main(int argc, char** argv) {
     return parse_and_run(app, argc, argv);
   } catch (const CLI::Success& help) {
     return app.exit(help);
-  } catch (const CLI::ExtrasError&) {
-    return fail(kExitUserError, unknown_word(app, argc, argv) + " (see troupe --help)");
   } catch (const CLI::ParseError& error) {
-    return fail(kExitUserError, std::string(error.what()) + " (see troupe --help)");
+    return fail(kExitUserError, command_error(app, error, argc, argv));
   } catch (const Interrupted& error) {
     return fail(kExitInterrupted, error.what());
   } catch (const UserError& error) {
