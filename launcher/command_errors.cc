@@ -15,7 +15,7 @@
 namespace troupe::launcher {
 namespace {
 
-std::string_view shown(const std::string& value) { return value.empty() ? "nothing" : value; }
+std::string shown(const std::string& value) { return value.empty() ? "nothing" : value; }
 
 template <class Number>
 CLI::Validator within(Number low, Number high, const char* kind) {

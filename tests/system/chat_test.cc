@@ -132,8 +132,8 @@ TEST(Chat, TracesWhatIsSaidBetweenOnAndOff) {
   EXPECT_CONTAINS(ended.err, "in " + first + ": troupe trace summary " + first);
   const auto steps = [](const std::string& path) {
     std::set<int> found;
-    for (const json& event :
-         json::parse(model::read_file(path + "/rank-0.trace.json")).at("traceEvents"))
+    const json trace = json::parse(model::read_file(path + "/rank-0.trace.json"));
+    for (const json& event : trace.at("traceEvents"))
       if (event.at("name") == "decode") found.insert(event.at("args").at("step").get<int>());
     return found;
   };
