@@ -39,10 +39,11 @@ TEST_F(ChatTerminal, AnswersAndLeavesAtCtrlD) {
 }
 
 TEST_F(ChatTerminal, CtrlCStopsTheAnswerAndKeepsTheSession) {
-  // Random weights never come to an end; the whole context is a second's work.
-  TerminalProcess chat(arguments({"--raw", "--set", "model_config.with_ckpt=False", "--set",
-                                  "scheduler_config.max_new_tokens=2000"}),
-                       environment());
+  // Random weights never come to an end, and a slow rank leaves minutes to press the keys.
+  TerminalProcess chat(
+      arguments({"--raw", "--inject", "slow:rank=0,stage=decode,step=2,factor=100", "--set",
+                 "model_config.with_ckpt=False", "--set", "scheduler_config.max_new_tokens=2000"}),
+      environment());
   chat.read_until(kPrompt);
   chat.type("one\r");
   chat.read_until("one\r\n\033[?2004l");
