@@ -222,6 +222,8 @@ class Conversion {
       forget(*job->tensor);
       report(bytes_of(job->entries()));
     }
+    checkpoint_.require_unchanged();
+    source_.require_unchanged();
     writer.finish();
   }
 
