@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/output_path.h"
 #include "launcher/expert_load.h"
+#include "launcher/launch_options.h"
 #include "launcher/report.h"
 #include "launcher/serve_replay.h"
 #include "serve/load_client.h"
@@ -24,9 +25,8 @@ namespace {
 constexpr int kMaxThreads = 1024;
 
 struct BenchServeArguments {
-  std::filesystem::path config;
-  std::vector<std::string> overrides;
-  std::filesystem::path trace, json, svg;
+  launcher::ConfigArguments config;
+  std::filesystem::path trace, json, svg;  // trace: of arrivals
   launcher::PoissonArrivals poisson;
   std::string url, model, api_key;
   int concurrency = 0;  // 0: as many as come
@@ -43,7 +43,7 @@ void write_text(const std::filesystem::path& path, const std::string& text) {
 // Ranks of its own, without HTTP.
 void replay_offline(const BenchServeArguments& arguments,
                     const std::vector<launcher::Arrival>& arrivals) {
-  const launcher::Config config = launcher::read_config(arguments.config, arguments.overrides);
+  const launcher::Config config = launcher::read_config(arguments.config);
   launcher::require_runnable(config);
   const model::ModelConfig model = model::read_model_config(config.model.model_path);
   launcher::Session session(
@@ -80,8 +80,10 @@ void load_server(const BenchServeArguments& arguments,
 }
 
 void run_bench_serve(const BenchServeArguments& arguments) {
-  if (arguments.url.empty() == arguments.config.empty())
+  if (arguments.url.empty() == arguments.config.config.empty())
     throw_user_error("bench serve: give either --config FILE or --url http://HOST:PORT");
+  if (!arguments.url.empty() && !arguments.config.inject.empty())
+    throw_user_error("--inject: is for ranks of its own; give it to the server of --url");
   for (const auto& path : {arguments.json, arguments.svg})
     if (!path.empty()) require_output_path(path);
   const auto arrivals = arguments.trace.empty() ? poisson_arrivals(arguments.poisson)
@@ -123,10 +125,8 @@ void add_bench_serve(CLI::App& bench) {
   CLI::App* command = bench.add_subcommand(
       "serve", "requests that arrive over time, for ranks of its own or for a server");
   const auto arguments = std::make_shared<BenchServeArguments>();
-  command->add_option("--config", arguments->config, "YAML file of ranks to start");
-  command->add_option("--set", arguments->overrides, "section.key=value; may repeat")
-      ->take_all()
-      ->allow_extra_args(false);
+  launcher::add_config_options(*command, arguments->config);
+  launcher::add_inject_option(*command, arguments->config);
   add_server(command, *arguments);
   command->add_option("--trace", arguments->trace,
                       "file of lines arrival_s,input_tokens,output_tokens");
