@@ -241,7 +241,9 @@ TEST(TraceReader, RefusesWhatIsNoTraceInOneLine) {
       rewritten([](json& t) { t["traceEvents"].back()["args"]["bytes"] = UINT64_MAX; }),
       rewritten([](json& t) { t["traceEvents"].back()["args"]["step"] = int64_t{1} << 31; }),
       rewritten([](json& t) { t["traceEvents"].back()["args"]["peer"] = -2; }),
-      rewritten([](json& t) { t["otherData"]["sent_bytes"] = {0, 1.5}; }),
+      rewritten([](json& t) {
+        t["otherData"]["sent_bytes"] = {0, 1.5};
+      }),
       rewritten([](json& t) { t["otherData"]["expert_rows"] = {{INT64_MAX}}; }),
       rewritten([](json& t) { t["otherData"]["forgotten_events"] = "none"; }),
       rewritten([](json& t) {
