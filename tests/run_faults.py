@@ -357,7 +357,7 @@ class Faults:
             launch.process.terminate()
             status, _, err = launch.finish()
             worst = max(worst, *shares)
-            row.trial(len(shares) == WORLD + 1 and max(shares) < 0.01 and status == 130, shares)
+            row.trial(len(shares) == WORLD + 1 and max(shares) < 0.01 and status == 0, shares)
         row.note = f"worst {worst * 100:.1f} %"
         return row
 

@@ -104,6 +104,7 @@ TEST(WaitingProcesses, TakeHardlyAnyTimeOfACore) {
   json config = small_job();
   config["runtime_config"]["comm_timeout_s"] = 600;
   FaultyLaunch launch({"delay:rank=2,stage=dispatch,step=5,ms=600000"}, config);
+  launch.process().rank_pid(kWorldSize - 1);
   launch.process().wait_until("all wait for it",
                               [&] { return status_of(launch.process()).at("absent") == json{2}; });
 
