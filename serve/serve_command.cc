@@ -10,7 +10,7 @@
 
 #include "base/error.h"
 #include "launcher/command_errors.h"
-#include "launcher/config.h"
+#include "launcher/launch_options.h"
 #include "serve/api.h"
 #include "serve/engine.h"
 #include "serve/http_server.h"
@@ -23,8 +23,8 @@ namespace {
 using std::chrono::milliseconds;
 
 struct ServeArguments {
-  std::filesystem::path config, chat_template;
-  std::vector<std::string> overrides;
+  launcher::ConfigArguments config;
+  std::filesystem::path chat_template;
   std::string host = "127.0.0.1", model_name, api_key;
   uint16_t port = 8000;
   int max_queued_requests = 1024;
@@ -49,7 +49,7 @@ bool is_loopback(const std::string& host) {
 }
 
 void run_serve(const ServeArguments& arguments) {
-  const launcher::Config config = launcher::read_config(arguments.config, arguments.overrides);
+  const launcher::Config config = launcher::read_config(arguments.config);
   for (const std::string& note : config.notes) spdlog::info("{}", note);
   launcher::require_runnable(config);
   const model::ModelConfig model = model::read_model_config(config.model.model_path);
@@ -118,10 +118,9 @@ void add_limits(CLI::App* command, ServeArguments& a) {
 void add_serve_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("serve", "answer OpenAI's HTTP interface");
   const auto a = std::make_shared<ServeArguments>();
-  command->add_option("--config", a->config, "YAML file of the run")->required();
-  command->add_option("--set", a->overrides, "section.key=value, overrides the file; may repeat")
-      ->take_all()
-      ->allow_extra_args(false);
+  launcher::add_config_options(*command, a->config)->required();
+  launcher::add_inject_option(*command, a->config);
+  launcher::add_trace_option(*command, a->config);
   command->add_option("--host", a->host, "address to listen on")->capture_default_str();
   command->add_option("--port", a->port, "0: a free one, which is printed")
       ->check(launcher::integer_from(0, 65535))
