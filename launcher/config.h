@@ -31,6 +31,8 @@ struct Config {
     bool force_eplb = false;
     bool enable_profiler = false;
     bool enable_afd = false;            // custom_params
+    bool enable_superkernel = false;    // custom_params
+    bool enable_multi_streams = true;   // custom_params
     int64_t moe_chunk_max_len = 65536;  // custom_params
     int micro_batch_mode = 0;           // custom_params
   } model;

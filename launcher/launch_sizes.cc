@@ -115,6 +115,9 @@ msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits
     placed.layer = layer;
     placed.experts = experts;
   }
+  launch.graph = config.model.exe_mode == ExeMode::kGraph;
+  launch.superkernel = config.model.enable_superkernel;
+  launch.multi_streams = config.model.enable_multi_streams;
   launch.faults = config.inject;
   if (!config.trace_dir.empty()) launch.trace_events = trace_events(config.parallel.world_size);
   return launch;

@@ -295,6 +295,9 @@ class World::Impl {
       RankFigures figures{rank, static_cast<double>(goodbye->rss_kb()) / 1024.0,
                           static_cast<double>(goodbye->pss_kb()) / 1024.0, goodbye->bytes_sent(),
                           static_cast<double>(goodbye->wait_us()) / 1000.0};
+      figures.messages = goodbye->messages();
+      figures.graphs_recorded = goodbye->graphs_recorded();
+      figures.graphs_replayed = goodbye->graphs_replayed();
       if (goodbye->expert_load() != nullptr)
         for (const msg::LayerLoad* layer : *goodbye->expert_load())
           figures.expert_load[layer->layer()].assign(layer->rows()->begin(), layer->rows()->end());

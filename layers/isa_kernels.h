@@ -6,6 +6,7 @@
 #include "layers/kernels.h"
 #include "layers/linear_kernel.h"
 #if defined(__AVX512BF16__)
+#include "layers/attention_dot_kernel.h"
 #include "layers/linear_dot_kernel.h"
 #endif
 #include "layers/linear_quantized_kernel.h"
@@ -41,6 +42,9 @@ const Kernels kKernels {
   .rms_norm_row = rms_norm_row, .read_floats = read_floats, .fma_chains = fma_chains,
   .swiglu_row = swiglu_row, .clamped_swiglu_row = clamped_swiglu_row,
   .attention_f32 = attention<float>, .attention_bf16 = attention<Bf16>,
+#if defined(__AVX512BF16__)
+  .attention_dot = attention_dot,
+#endif
 };
 
 }  // namespace troupe::layers::TROUPE_ISA_NAMESPACE

@@ -152,6 +152,8 @@ struct Kernels {
   // attention_kernel.h: template <class T> attention(args), T the type of the cache.
   void (*attention_f32)(const AttentionArgs&);
   void (*attention_bf16)(const AttentionArgs&);
+  // The same over a bf16 cache by products of bf16 (layers/attention.h); null where there are none.
+  void (*attention_dot)(const AttentionArgs&) = nullptr;
 };
 
 // The table of active_isa().
