@@ -80,6 +80,9 @@ void AttentionActor::take_plan(const msg::StepPlan& plan) {
       step_tokens_.push_back(tokens[i]);
     }
     block_tables_.emplace_back(sequence->block_table()->data(), sequence->block_table()->size());
+    if (sequence->copies() == nullptr) continue;
+    for (const msg::BlockCopy* copy : *sequence->copies())
+      context_.kv_cache.copy_block(copy->from(), copy->to());
   }
   const auto rows = static_cast<int64_t>(step_tokens_.size());
   forward_ = {.layer = 0,

@@ -7,6 +7,10 @@
 //
 // Full blocks are published for reuse. With MTP a block's last slot depends on the token after the
 // block, which is therefore part of its key.
+//
+// A sequence may begin with blocks of another launch (AdoptedBlocks): ids past those of the pool,
+// read but never written, taken or given back here. One that is to be held when it ends keeps its
+// blocks until release_held(): then they are used by nobody else, and fewer sequences find room.
 #pragma once
 
 #include <vector>
@@ -39,7 +43,12 @@ class DpRank {
   // Takes the sequences that have ended out and appends them to `ended`.
   void remove_ended(std::vector<Sequence*>& ended);
 
+  // Gives back the blocks of a sequence that was held.
+  void release_held(Sequence& s);
+  int held() const { return held_; }  // sequences
+
   const BlockPool& pool() const { return pool_; }
+  BlockPool& pool() { return pool_; }
   int running() const { return static_cast<int>(running_.size()); }
 
  private:
@@ -48,7 +57,13 @@ class DpRank {
   // How many full blocks of its tokens can be found: the last token's row is always computed.
   int64_t shareable_blocks(const Sequence& s) const;
   int64_t blocks_soon(const Sequence& s) const;
+  void reuse(Sequence& s);
+  void adopt(Sequence& s);
+  int64_t copies_left(const Sequence& s) const;
+  int64_t copies_due(const Sequence& s) const;
+  void copy_foreign(Sequence& s);
   void stop(Sequence& s);
+  void hold(Sequence& s);
   void share_out();
   int64_t blocks_missing() const;
   void preempt_cheapest();
@@ -59,6 +74,8 @@ class DpRank {
   int rows_ = 0;
   int draft_steps_ = 0;
   bool has_prefill_ = false;
+  int held_ = 0;
+  std::vector<int32_t> copy_;  // the block that a copy goes to
 };
 
 }  // namespace troupe::actors

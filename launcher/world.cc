@@ -4,7 +4,6 @@
 #include <spdlog/spdlog.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,6 +21,7 @@
 #include "launcher/launch_watch.h"
 #include "launcher/machine_facts.h"
 #include "launcher/progress.h"
+#include "launcher/signal_reader.h"
 #include "launcher/status_server.h"
 #include "launcher/supervisor.h"
 #include "launcher/trace_files.h"
@@ -38,32 +38,6 @@ constexpr milliseconds kPollInterval{100};
 constexpr milliseconds kLastWordsGrace{1000};  // for messages of a rank that has exited to arrive
 constexpr milliseconds kAbortGrace{500};       // for ranks to end once aborted
 constexpr milliseconds kShutdownGrace{5000};
-
-// Signals that end the launch arrive as data on a descriptor while this lives.
-class SignalReader {
- public:
-  SignalReader() {
-    sigemptyset(&signals_);
-    for (const int signal : {SIGINT, SIGTERM, SIGHUP}) sigaddset(&signals_, signal);
-    ::sigprocmask(SIG_BLOCK, &signals_, &previous_);
-    fd_ = Fd(::signalfd(-1, &signals_, SFD_CLOEXEC | SFD_NONBLOCK));
-    if (!fd_) throw std::runtime_error(errno_text("signalfd"));
-  }
-  ~SignalReader() { ::sigprocmask(SIG_SETMASK, &previous_, nullptr); }
-  SignalReader(const SignalReader&) = delete;
-  SignalReader& operator=(const SignalReader&) = delete;
-
-  int fd() const { return fd_.get(); }
-  int take() const {  // the number of a signal that has arrived, else 0
-    signalfd_siginfo info;
-    return ::read(fd_.get(), &info, sizeof(info)) == sizeof(info) ? static_cast<int>(info.ssi_signo)
-                                                                  : 0;
-  }
-
- private:
-  sigset_t signals_, previous_;
-  Fd fd_;
-};
 
 // Everything that can end a wait, as one descriptor.
 class EventSet {
@@ -111,6 +85,7 @@ class World::Impl {
         paths_(std::move(paths)),
         observation_shape_(actors::ObservationShape::of(launch_.observe, launch_.max_rows, model)),
         callbacks_(std::move(callbacks)),
+        kv_shape_(actors::kv_cache_shape(launch_, model)),
         ranks_(launch_.world_size) {
     if (launch_.trace_events > 0) make_trace_directory(paths_.trace);
     create_shared_memory_for(model);
@@ -177,6 +152,20 @@ class World::Impl {
     if (words_due_ > 0) check_for_stall();
   }
 
+  int kv_file() const { return kv_fd_.get(); }
+  const layers::KvCacheShape& kv_shape() const { return kv_shape_; }
+
+  void map_kv(const ForeignSection& section, Fd file) {
+    const uint64_t number = ++mappings_;
+    for (int rank = 0; rank < world_size(); ++rank) {
+      flatbuffers::FlatBufferBuilder b;
+      send(rank, b,
+           msg::CreateMapKv(b, number, section.first_block, section.blocks, file.get(),
+                            file ? section.offset(rank) : 0));
+    }
+    if (file) mapped_files_[number] = {std::move(file), world_size()};
+  }
+
   std::vector<RankFigures> shut_down() {
     words_due_ = world_size();
     last_progress_ = steady_clock::now();
@@ -202,31 +191,37 @@ class World::Impl {
     bool gone = false;  // said Goodbye
   };
 
+  struct MappedFile {  // open until every rank has opened it
+    Fd file;
+    int ranks_due = 0;
+  };
+
   int world_size() const { return launch_.world_size; }
 
   void create_shared_memory_for(const model::ModelConfig& model) {
     const model::WeightLoader loader(launch_.model_path, model,
                                      model::ParallelLayout(actors::parallel_sizes(launch_), model),
                                      actors::weight_options(launch_));
-    require_resources(model, loader);
+    require_resources(loader);
     launch_.shared_weight_bytes = loader.shared_bytes();
     arena_.emplace(
         comm::Arena::create({world_size(), static_cast<size_t>(launch_.comm_buffer_bytes),
                              actors::trace_shape(launch_, model)}));
     weights_fd_ = create_shared_memory("troupe-weights", loader.shared_bytes());
-    const size_t kv_section = actors::kv_section_bytes(actors::kv_cache_shape(launch_, model));
+    const size_t kv_section = actors::kv_section_bytes(kv_shape_);
     kv_fd_ = create_shared_memory("troupe-kv", kv_section * world_size());
     const size_t observed = observation_shape_.bytes() * world_size();
     observation_fd_ = create_shared_memory("troupe-observation", observed);
     observation_memory_ = Mapping(observation_fd_.get(), observed, Mapping::Access::kReadOnly);
   }
 
-  void require_resources(const model::ModelConfig& model, const model::WeightLoader& loader) const {
+  void require_resources(const model::WeightLoader& loader) const {
     size_t weights = 0;
     for (int rank = 0; rank < world_size(); ++rank)
       weights = std::max(weights, loader.private_bytes(rank));
     const comm::ArenaShape arena{world_size(), static_cast<size_t>(launch_.comm_buffer_bytes)};
-    const size_t kv_section = actors::kv_section_bytes(actors::kv_cache_shape(launch_, model));
+    const size_t kv_section =
+        actors::kv_section_bytes(kv_shape_) + launch_.kv_foreign_blocks * kv_shape_.stride_bytes();
     require_limits({.ranks = world_size(),
                     .threads_per_rank = launch_.threads_per_rank,
                     .mapped_bytes = address_space_of_rank(
@@ -304,6 +299,11 @@ class World::Impl {
     if (envelope.body_as_StepDone() != nullptr) {
       --words_due_;
       return callbacks_.on_step_done(envelope);
+    }
+    if (const auto* mapped = envelope.body_as_KvMapped()) {
+      const auto file = mapped_files_.find(mapped->number());
+      if (file != mapped_files_.end() && --file->second.ranks_due == 0) mapped_files_.erase(file);
+      return;
     }
     fail_with(failure_of_words(
         view(), rank,
@@ -414,6 +414,7 @@ class World::Impl {
   std::optional<uint64_t> oom_kills_at_start_ = kernel_oom_kills();
   actors::ObservationShape observation_shape_;
   Callbacks callbacks_;
+  layers::KvCacheShape kv_shape_;
   std::optional<comm::Arena> arena_;
   std::optional<comm::Trace> trace_;
   Fd weights_fd_, kv_fd_, observation_fd_;
@@ -423,6 +424,8 @@ class World::Impl {
   Supervisor supervisor_;
   std::optional<StatusServer> status_server_;
   std::vector<RankView> ranks_;
+  uint64_t mappings_ = 0;
+  std::map<uint64_t, MappedFile> mapped_files_;
   ProgressBar progress_{"loading weights"};
   std::vector<RankFigures> figures_;
   double load_s_ = 0;
@@ -449,6 +452,11 @@ void World::poll(milliseconds timeout) { impl_->poll(timeout); }
 int World::poll_fd() const { return impl_->poll_fd(); }
 comm::Trace* World::trace() const { return impl_->trace(); }
 void World::wake() { impl_->wake(); }
+int World::kv_file() const { return impl_->kv_file(); }
+const layers::KvCacheShape& World::kv_shape() const { return impl_->kv_shape(); }
+void World::map_kv(const ForeignSection& section, Fd file) {
+  impl_->map_kv(section, std::move(file));
+}
 void World::publish(const comm::LaunchFigures& figures) { impl_->publish(figures); }
 std::vector<RankFigures> World::shut_down() { return impl_->shut_down(); }
 
