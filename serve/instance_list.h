@@ -51,6 +51,7 @@ class InstanceList {
   std::string objection(const pd::InstanceT& about) const;
   JoinedInstance& add(PeerLink link, pd::InstanceT about, std::vector<Fd> files);
   void remove(uint32_t number) { instances_.erase(number); }
+  void clear() { instances_.clear(); }
   JoinedInstance* find(uint32_t number);
   const std::map<uint32_t, std::unique_ptr<JoinedInstance>>& all() const { return instances_; }
 

@@ -129,8 +129,11 @@ void Router::work(const Hooks& hooks) {
       hooks.on_tick();
     }
     const std::lock_guard lock(mutex_);
-    if (draining_ && open_ == 0) return;
+    if (draining_ && open_ == 0) break;
   }
+  listener_ = Fd();
+  instances_.clear();  // they look for another router, or leave
+  newcomers_.clear();
 }
 
 void Router::on_signal(int signal) {

@@ -165,6 +165,7 @@ InstanceProcesses::Command child_command(const ServeArguments& arguments, const 
     std::filesystem::create_directories(log.directory);
   }
   std::vector<std::string> words = log.arguments();
+  if (words.empty()) words = {"--log-level", log.level};
   for (const std::string& word :
        {std::string("serve"), std::string("--pd-role"), role, std::string("--config"),
         config_of(arguments, role).string(), std::string("--router"), router,
