@@ -135,16 +135,16 @@ TEST(Scheduler, APullingRequestHasOwnBlocksAfterSomeSteps) {
 
 TEST(Scheduler, APreemptedRequestReadsItsAdoptedBlocksAgain) {
   SchedulerLimits limits = one_rank();
-  limits.blocks_per_dp_rank = 4;
+  limits.blocks_per_dp_rank = 6;  // three requests want three own blocks each
   int let_go = 0;
-  FakeRanks world(limits, {adopted(9, 8, false, &let_go), adopted(9, 7, false, &let_go)});
+  FakeRanks world(limits, std::vector<Request>(3, adopted(9, 12, false, &let_go)));
   while (!world.finished()) world.step();
 
-  EXPECT_EQ(world.scheduler().statistics().preemptions, 1);
-  EXPECT_EQ(let_go, 2);
-  EXPECT_EQ(world.completion(0).tokens.size(), 8);
-  EXPECT_EQ(world.completion(1).tokens,
-            Ints(world.completion(0).tokens.begin(), world.completion(0).tokens.begin() + 7));
+  EXPECT_GT(world.scheduler().statistics().preemptions, 0);
+  EXPECT_EQ(let_go, 3);
+  for (int i = 0; i < 3; ++i)
+    EXPECT_THAT(world.completion(i).tokens, ElementsAre(1009, 1010, 1011, 1012, 1013, 1014, 1015,
+                                                        1016, 1017, 1018, 1019, 1020));
   EXPECT_EQ(world.scheduler().state().blocks_in_use, 0);
 }
 
