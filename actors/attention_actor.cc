@@ -52,6 +52,7 @@ AttentionActor::AttentionActor(Mailbox& mailbox, const RankContext& context)
   world_rows_ = context_.workspace.allocate(context_.communicator.world_size(), 1);
   step_tokens_.reserve(context_.max_rows);
   block_tables_.reserve(context_.max_sequences);
+  window_tables_.reserve(context_.max_sequences);
   queries_.reserve(context_.max_rows);
 }
 
@@ -66,6 +67,7 @@ model::Range AttentionActor::own_slice(int64_t rows) const {
 
 void AttentionActor::take_plan(const msg::StepPlan& plan) {
   block_tables_.clear();
+  window_tables_.clear();
   step_tokens_.clear();
   Matrix<int32_t> sequences = context_.workspace.ints(sequences_);
   Matrix<int32_t> positions = context_.workspace.ints(positions_);
@@ -80,6 +82,9 @@ void AttentionActor::take_plan(const msg::StepPlan& plan) {
       step_tokens_.push_back(tokens[i]);
     }
     block_tables_.emplace_back(sequence->block_table()->data(), sequence->block_table()->size());
+    window_tables_.emplace_back();
+    if (const auto* table = sequence->window_table())
+      window_tables_.back() = {table->data(), table->size()};
     if (sequence->copies() == nullptr) continue;
     for (const msg::BlockCopy* copy : *sequence->copies())
       context_.kv_cache.copy_block(copy->from(), copy->to());
@@ -134,7 +139,9 @@ void AttentionActor::begin_forward(Matrix<const int32_t> sequences,
   show_hidden(LayerStage::kInput);
   queries_.clear();
   for (int64_t r = 0; r < positions.rows; ++r)
-    queries_.push_back({block_tables_[sequences.row(r)[0]], positions.row(r)[0]});
+    queries_.push_back({.block_table = block_tables_[sequences.row(r)[0]],
+                        .position = positions.row(r)[0],
+                        .window_table = window_tables_[sequences.row(r)[0]]});
   op_->begin_forward(queries_, positions);
   run_layer();
 }

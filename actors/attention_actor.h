@@ -66,9 +66,10 @@ class AttentionActor final : public Actor {
   } forward_;
   bool observe_layers_ = false;
   layers::InputBuffer inputs_;
-  std::vector<std::span<const int32_t>> block_tables_;  // of the plan's sequences
-  std::vector<layers::KvQuery> queries_;                // of the forward's rows
-  std::vector<int32_t> step_tokens_;                    // of the plan
+  std::vector<std::span<const int32_t>> block_tables_;   // of the plan's sequences
+  std::vector<std::span<const int32_t>> window_tables_;  // theirs, empty without such layers
+  std::vector<layers::KvQuery> queries_;                 // of the forward's rows
+  std::vector<int32_t> step_tokens_;                     // of the plan
   std::vector<Matrix<const float>> send_views_;
   std::vector<Matrix<float>> receive_views_;
 

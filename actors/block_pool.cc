@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "base/error.h"
 
@@ -90,17 +91,23 @@ bool BlockPool::extend(std::vector<int32_t>& table, int64_t blocks) {
   return true;
 }
 
+void BlockPool::end_use(int32_t block) {
+  TROUPE_CHECK(blocks_[block].uses > 0, "block {} is not in use", block);
+  if (--blocks_[block].uses > 0) return;
+  if (blocks_[block].content != kNoContent)
+    cache(block);
+  else
+    free_.push_back(block);
+}
+
 // The end of a sequence becomes free, or old, before its beginning, without which it is useless.
 void BlockPool::release(std::vector<int32_t>& table) {
-  for (; !table.empty(); table.pop_back()) {
-    const int32_t block = table.back();
-    TROUPE_CHECK(blocks_[block].uses > 0, "block {} is not in use", block);
-    if (--blocks_[block].uses > 0) continue;
-    if (blocks_[block].content != kNoContent)
-      cache(block);
-    else
-      free_.push_back(block);
-  }
+  for (; !table.empty(); table.pop_back())
+    if (table.back() != kGone) end_use(table.back());
+}
+
+void BlockPool::give_back(std::span<int32_t> entries) {
+  for (int32_t& block : entries) end_use(std::exchange(block, kGone));
 }
 
 BlockPool::Content BlockPool::publish(int32_t block, Content before, std::span<const int32_t> key) {

@@ -23,6 +23,7 @@ class BlockPool {
  public:
   using Content = uint64_t;
   static constexpr Content kNoContent = 0;  // before the first block of every sequence
+  static constexpr int32_t kGone = -1;      // in a table: a block that was given back
 
   // `key_tokens`: tokens that tell what a block holds.
   BlockPool(int64_t num_blocks, int key_tokens);
@@ -41,6 +42,8 @@ class BlockPool {
   bool extend(std::vector<int32_t>& table, int64_t blocks);
   // Takes back one use of each block of `table`, and empties it.
   void release(std::vector<int32_t>& table);
+  // Takes back one use of each of these blocks, and leaves kGone in their places.
+  void give_back(std::span<int32_t> entries);
 
   // `block`, in use, holds `key` after `before`. The content's id: that of an equal one published
   // before, if there is one, which is then the one that is found.
@@ -66,6 +69,7 @@ class BlockPool {
   int32_t& bucket(Content before, std::span<const int32_t> key);
   int32_t block_with(Content before, std::span<const int32_t> key);
   int32_t take_any();
+  void end_use(int32_t block);
   void cache(int32_t block);    // to the newest end
   void uncache(int32_t block);  // out of the middle
   void forget(int32_t block);

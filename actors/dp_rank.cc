@@ -30,36 +30,71 @@ int64_t DpRank::shareable_blocks(const Sequence& s) const {
   return (static_cast<int64_t>(s.tokens.size()) - 1) / limits_.block_size;
 }
 
-// With room for the next reserved_decode_tokens, but no more than it can ever use.
-int64_t DpRank::blocks_soon(const Sequence& s) const {
-  const auto known = static_cast<int64_t>(s.tokens.size());
-  const int64_t soon =
-      limits_.blocks_of(known + limits_.reserved_decode_tokens + 2 * limits_.num_drafts);
-  const auto prompt = static_cast<int64_t>(s.request.prompt.size());
-  return std::min(soon, limits_.most_blocks(prompt, s.request.max_new_tokens));
+// What a block of sliding layers comes after: the content of the other layers' block that has the
+// same positions, told apart from that block's own successor.
+static BlockPool::Content beside(BlockPool::Content content) {
+  return content | BlockPool::Content{1} << 63;
 }
 
-int64_t DpRank::load_with(const Sequence& s) {
-  int64_t blocks = blocks_soon(s);
+DpRank::Prefix DpRank::find_prefix(const Sequence& s) {
+  Prefix prefix;
+  if (s.request.adopted) return prefix;  // begins with what another launch has
   BlockPool::Content content = BlockPool::kNoContent;
-  for (int64_t b = 0; !s.request.adopted && b < shareable_blocks(s); ++b, --blocks) {
+  int64_t windows = 0;  // blocks of sliding layers found in a row
+  for (int64_t b = 0; b < shareable_blocks(s); ++b) {
     const auto found = pool_.find(content, key(s, b));
     if (!found) break;
     content = found->content;
+    const int64_t end = b + 1;
+    if (limits_.window > 0) {
+      windows = pool_.find(beside(content), key(s, b)) ? windows + 1 : 0;
+      const int64_t begin = limits_.first_window_block(end * limits_.block_size);
+      if (windows >= end - begin) prefix = {.blocks = end, .window_begin = begin};
+    } else {
+      prefix.blocks = end;
+    }
   }
-  for (const Sequence* r : running_)
-    blocks += std::max(blocks_soon(*r), static_cast<int64_t>(r->block_table.size()));
+  return prefix;
+}
+
+void DpRank::take_prefix(Sequence& s) {
+  const Prefix prefix = find_prefix(s);
+  for (int64_t b = 0; b < prefix.blocks; ++b) {
+    const auto found = pool_.take(s.content, key(s, b));
+    s.block_table.push_back(found->block);
+    s.content = found->content;
+    if (limits_.window == 0) continue;
+    const bool seen = b >= prefix.window_begin;
+    s.window_table.push_back(seen ? pool_.take(beside(s.content), key(s, b))->block
+                                  : BlockPool::kGone);
+  }
+  s.window_begin = prefix.window_begin;
+}
+
+// With room for the next reserved_decode_tokens, but no more than it can ever use.
+int64_t DpRank::blocks_soon(const Sequence& s) const {
+  const auto known = static_cast<int64_t>(s.tokens.size());
+  const auto prompt = static_cast<int64_t>(s.request.prompt.size());
+  return limits_.blocks_for(
+      std::min(known + limits_.reserved_decode_tokens + 2 * limits_.num_drafts,
+               limits_.most_positions(prompt, s.request.max_new_tokens)));
+}
+
+int64_t DpRank::blocks_held(const Sequence& s) {
+  return std::ssize(s.block_table) + std::ssize(s.window_table) - s.window_begin;
+}
+
+int64_t DpRank::load_with(const Sequence& s) {
+  const Prefix prefix = find_prefix(s);
+  const int64_t windows = limits_.window > 0 ? prefix.blocks - prefix.window_begin : 0;
+  int64_t blocks = blocks_soon(s) - prefix.blocks - windows;
+  for (const Sequence* r : running_) blocks += std::max(blocks_soon(*r), blocks_held(*r));
   return blocks;
 }
 
 // Begins with what the prefix cache has.
 void DpRank::reuse(Sequence& s) {
-  for (int64_t b = 0; b < shareable_blocks(s); ++b) {
-    const auto found = pool_.take(s.content, key(s, b));
-    if (!found) break;
-    s.block_table.push_back(found->block);
-    s.content = found->content;
-  }
+  take_prefix(s);
   s.published_blocks = static_cast<int64_t>(s.block_table.size());
   s.computed = s.published_blocks * limits_.block_size;
   s.prefill_end = static_cast<int64_t>(s.tokens.size());
@@ -108,8 +143,7 @@ bool DpRank::admit(Sequence& s) {
   s.request.adopted ? adopt(s) : reuse(s);
   int64_t wanted = 0;
   const auto add_wanted = [&](const Sequence& r) {
-    wanted += std::max<int64_t>(0, blocks_soon(r) - static_cast<int64_t>(r.block_table.size())) +
-              copies_left(r);
+    wanted += std::max<int64_t>(0, blocks_soon(r) - blocks_held(r)) + copies_left(r);
   };
   add_wanted(s);
   for (const Sequence* r : running_) add_wanted(*r);
@@ -124,7 +158,9 @@ bool DpRank::admit(Sequence& s) {
 
 void DpRank::stop(Sequence& s) {
   std::erase_if(s.block_table, [&](int32_t block) { return block >= pool_.num_blocks(); });
+  pool_.release(s.window_table);
   pool_.release(s.block_table);
+  s.window_begin = 0;
   s.foreign_begin = s.foreign_end = 0;
   s.copies.clear();
   s.drafts.clear();
@@ -160,15 +196,30 @@ void DpRank::share_out() {
 }
 
 // Slots are written for a step's tokens, and by MTP up to the last draft but one after them.
+int64_t DpRank::slots(const Sequence& s) const {
+  return s.first + s.count + (s.sample ? std::max(0, draft_steps_ - 1) : 0);
+}
+
 int64_t DpRank::blocks_missing() const {
   int64_t missing = 0;
   for (const Sequence* s : planned_) {
-    const int64_t slots = s->first + s->count + (s->sample ? std::max(0, draft_steps_ - 1) : 0);
-    missing += std::max<int64_t>(
-        0, limits_.blocks_of(slots) - static_cast<int64_t>(s->block_table.size()));
+    const int64_t blocks = limits_.blocks_of(slots(*s));
+    missing += std::max<int64_t>(0, blocks - std::ssize(s->block_table));
+    if (limits_.window > 0) missing += std::max<int64_t>(0, blocks - std::ssize(s->window_table));
     missing += copies_due(*s);
   }
   return missing;
+}
+
+// Gives back what no query of this step or a later one can see.
+void DpRank::leave_windows() {
+  if (limits_.window == 0) return;
+  for (Sequence* s : running_) {
+    const int64_t begin =
+        std::min(limits_.first_window_block(s->computed), std::ssize(s->window_table));
+    pool_.give_back(std::span(s->window_table).subspan(s->window_begin, begin - s->window_begin));
+    s->window_begin = begin;
+  }
 }
 
 void DpRank::preempt_cheapest() {
@@ -188,10 +239,12 @@ void DpRank::preempt_cheapest() {
 void DpRank::plan_step(int draft_steps) {
   draft_steps_ = draft_steps;
   preempted_.clear();
+  leave_windows();
   for (share_out(); blocks_missing() > pool_.available(); share_out()) preempt_cheapest();
   for (Sequence* s : planned_) {
-    const int64_t slots = s->first + s->count + (s->sample ? std::max(0, draft_steps_ - 1) : 0);
-    TROUPE_CHECK(pool_.extend(s->block_table, limits_.blocks_of(slots)));
+    const int64_t blocks = limits_.blocks_of(slots(*s));
+    TROUPE_CHECK(pool_.extend(s->block_table, blocks));
+    if (limits_.window > 0) TROUPE_CHECK(pool_.extend(s->window_table, blocks));
     copy_foreign(*s);
   }
 }
@@ -203,6 +256,8 @@ void DpRank::publish(Sequence& s) {
   for (int64_t b = s.published_blocks; (b + 1) * limits_.block_size <= known; ++b) {
     if (b * limits_.block_size + key_tokens() > static_cast<int64_t>(s.tokens.size())) return;
     s.content = pool_.publish(s.block_table[b], s.content, key(s, b));
+    if (limits_.window > 0 && b >= s.window_begin)
+      pool_.publish(s.window_table[b], beside(s.content), key(s, b));
     s.published_blocks = b + 1;
   }
 }

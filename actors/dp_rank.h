@@ -8,6 +8,11 @@
 // Full blocks are published for reuse. With MTP a block's last slot depends on the token after the
 // block, which is therefore part of its key.
 //
+// Sliding-window layers have a table of their own beside that of the others, out of the same pool:
+// a block is block_size positions of either kind of layers. What lies behind the window is given
+// back before each step. A prefix can be reused if the blocks of the other layers are there from
+// its beginning, and those of the sliding layers over its last window.
+//
 // A sequence may begin with blocks of another launch (AdoptedBlocks): ids past those of the pool,
 // read but never written, taken or given back here. One that is to be held when it ends keeps its
 // blocks until release_held(): then they are used by nobody else, and fewer sequences find room.
@@ -56,7 +61,16 @@ class DpRank {
   std::span<const int32_t> key(const Sequence& s, int64_t block) const;
   // How many full blocks of its tokens can be found: the last token's row is always computed.
   int64_t shareable_blocks(const Sequence& s) const;
+  // What the prefix cache has of `s`: blocks [0, blocks), of sliding layers [window_begin, blocks).
+  struct Prefix {
+    int64_t blocks = 0, window_begin = 0;
+  };
+  Prefix find_prefix(const Sequence& s);
+  void take_prefix(Sequence& s);
   int64_t blocks_soon(const Sequence& s) const;
+  static int64_t blocks_held(const Sequence& s);
+  int64_t slots(const Sequence& s) const;
+  void leave_windows();
   void reuse(Sequence& s);
   void adopt(Sequence& s);
   int64_t copies_left(const Sequence& s) const;

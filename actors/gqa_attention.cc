@@ -1,5 +1,6 @@
 #include "actors/gqa_attention.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "layers/bias.h"
@@ -26,11 +27,18 @@ GqaAttention::GqaAttention(const RankContext& context) : context_(context), rota
   qkv_ = context_.workspace.allocate(context_.max_rows, width + 2 * kv.size() * c.qk_head_dim());
   cache_row_ = context_.workspace.allocate(1, context_.kv_cache.shape().width);
   heads_out_ = context_.workspace.allocate(context_.max_rows, width);
+  scales_.resize(context_.kv_cache.shape().num_scales());
+  window_queries_.reserve(context_.max_rows);
+  for (int layer = 0; layer < c.num_hidden_layers; ++layer) slots_.push_back(c.kv_slot(layer));
 }
 
 void GqaAttention::begin_forward(std::span<const layers::KvQuery> queries,
                                  Matrix<const int32_t> positions) {
   queries_ = queries;
+  window_queries_.clear();
+  if (context_.config.has_window())
+    for (const layers::KvQuery& query : queries)
+      window_queries_.push_back({.block_table = query.window_table, .position = query.position});
   rotary_.set_positions(positions);
 }
 
@@ -38,11 +46,14 @@ Matrix<float> GqaAttention::attend(int layer, const model::AttentionWeights& wei
                                    Matrix<const float> normed) {
   const Matrix<float> qkv = project(*weights.gqa, normed);
   const int64_t query_width = int64_t{shape_.num_heads} * shape_.head_dim;
-  write_keys_and_values(layer, qkv.columns_from(query_width, qkv.cols - query_width));
+  const int64_t window = context_.config.window_of(layer);
+  const auto queries = window > 0 ? std::span<const layers::KvQuery>(window_queries_) : queries_;
+  write_keys_and_values(slots_[layer], queries, *weights.gqa,
+                        qkv.columns_from(query_width, qkv.cols - query_width));
   const Matrix<float> heads_out = context_.workspace.floats(first_rows(heads_out_, normed.rows));
   const auto span = context_.span(TraceOp::kAttend, normed.rows);
-  layers::gqa_attention(shape_, context_.kv_cache, layer, context_.config.window_of(layer),
-                        weights.gqa->sinks, queries_, qkv.columns_from(0, query_width), heads_out);
+  layers::gqa_attention(shape_, context_.kv_cache, slots_[layer], window, weights.gqa->sinks,
+                        queries, qkv.columns_from(0, query_width), heads_out);
   round_rows(heads_out, heads_out, context_.rounding);
   return heads_out;
 }
@@ -77,13 +88,21 @@ void GqaAttention::norm_heads(std::span<const float> weight, Matrix<float> heads
 }
 
 // All ranks have rows of one width; a rank with fewer kv heads than another leaves its rows' ends.
-void GqaAttention::write_keys_and_values(int layer, Matrix<const float> keys_and_values) {
+void GqaAttention::write_keys_and_values(int slot, std::span<const layers::KvQuery> queries,
+                                         const model::GqaWeights& weights,
+                                         Matrix<const float> keys_and_values) {
   const auto span = context_.span(TraceOp::kKvProjection, keys_and_values.rows);
+  std::span<const float> scales;
+  if (!weights.k_scale.empty() && !scales_.empty()) {
+    std::fill(scales_.begin(), scales_.end(), weights.k_scale[0]);
+    std::fill_n(scales_.begin() + shape_.num_kv_heads, shape_.num_kv_heads, weights.v_scale[0]);
+    scales = scales_;
+  }
   const Matrix<float> row = context_.workspace.floats(cache_row_);
   for (int64_t r = 0; r < keys_and_values.rows; ++r) {
     std::memcpy(row.data, keys_and_values.row(r), keys_and_values.cols * sizeof(float));
-    context_.kv_cache.write(layer, queries_[r].block_table, queries_[r].position,
-                            {row.data, static_cast<size_t>(row.cols)});
+    context_.kv_cache.write(slot, queries[r].block_table, queries[r].position,
+                            {row.data, static_cast<size_t>(row.cols)}, scales);
   }
 }
 

@@ -83,11 +83,13 @@ void MlaAttention::write_latents(int layer, const model::MlaWeights& weights,
   const Matrix<float> compressed = latent.columns_from(0, c.kv_lora_rank);
   layers::rms_norm(compressed, weights.kv_a_norm, c.rms_norm_eps, compressed, context_.rounding);
   rotary_.rotate(latent.columns_from(c.kv_lora_rank, c.qk_rope_head_dim), 1, c.qk_rope_head_dim);
+  const bool int8 = context_.kv_cache.shape().type == layers::KvType::kInt8;
+  const std::span<const float> scales = int8 ? weights.ckv_scale : std::span<const float>();
   layers::parallel_for(
       latent.rows, layers::row_grain(latent.cols), [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r)
           context_.kv_cache.write(layer, queries_[r].block_table, queries_[r].position,
-                                  {latent.row(r), static_cast<size_t>(latent.cols)});
+                                  {latent.row(r), static_cast<size_t>(latent.cols)}, scales);
       });
 }
 

@@ -365,12 +365,21 @@ layers::KvCacheShape kv_cache_shape(const msg::LaunchT& launch, const model::Mod
       config.uses_gqa() ? 2 * config.qk_head_dim() *
                               model::ParallelLayout(parallel_sizes(launch), config).max_kv_heads()
                         : config.kv_width();
-  return {.num_layers = config.num_hidden_layers + (launch.with_mtp ? 1 : 0),
-          .num_blocks = launch.kv_blocks,
-          .block_size = launch.kv_block_size,
-          .width = width,
-          .type = launch.dtype == msg::DataType::Float32 ? layers::KvType::kF32
-                                                         : layers::KvType::kBf16};
+  layers::KvCacheShape shape{.num_layers = config.num_kv_slots(launch.with_mtp),
+                             .num_blocks = launch.kv_blocks,
+                             .block_size = launch.kv_block_size,
+                             .width = width,
+                             .type = launch.dtype == msg::DataType::Float32
+                                         ? layers::KvType::kF32
+                                         : layers::KvType::kBf16};
+  const bool int8 = launch.kv_format == msg::KvFormat::Int8 ||
+                    (launch.kv_format == msg::KvFormat::Auto && config.int8_kv_cache);
+  if (int8) {
+    shape.type = layers::KvType::kInt8;
+    shape.int8_width = config.uses_gqa() ? width : config.kv_lora_rank;
+    shape.int8_group = config.uses_gqa() ? config.qk_head_dim() : config.kv_lora_rank;
+  }
+  return shape;
 }
 
 comm::TraceShape trace_shape(const msg::LaunchT& launch, const model::ModelConfig& config) {

@@ -76,6 +76,7 @@ int Scheduler::submit(Request request) {
   sequence->completion.tokens.reserve(
       std::min<int64_t>(request.max_new_tokens, limits_.max_positions));
   sequence->block_table.reserve(limits_.blocks_of(most));
+  if (limits_.window > 0) sequence->window_table.reserve(limits_.blocks_of(most));
   sequence->drafts.reserve(limits_.num_drafts);
   if (request.penalises())
     for (const int32_t token : request.prompt) sequence->count_token(token, 0);
@@ -258,6 +259,8 @@ flatbuffers::Offset<msg::SequencePlan> Scheduler::sequence_plan(const Sequence& 
                                r.top_log_probs);
   const auto tokens = b.CreateVector(plan_tokens_);
   const auto table = b.CreateVector(s.block_table);
+  flatbuffers::Offset<flatbuffers::Vector<int32_t>> window_table;
+  if (limits_.window > 0) window_table = b.CreateVector(s.window_table);
   flatbuffers::Offset<flatbuffers::Vector<const msg::BlockCopy*>> copies;
   if (!s.copies.empty()) copies = b.CreateVectorOfStructs(s.copies);
   flatbuffers::Offset<flatbuffers::Vector<const msg::TokenCount*>> seen;
@@ -270,7 +273,8 @@ flatbuffers::Offset<msg::SequencePlan> Scheduler::sequence_plan(const Sequence& 
         });
   return msg::CreateSequencePlan(
       b, static_cast<uint32_t>(s.id), static_cast<int32_t>(s.first), tokens, s.num_drafts, s.sample,
-      s.sample ? -1 : s.tokens[s.first + s.count], table, &sampling, seen, bias, copies);
+      s.sample ? -1 : s.tokens[s.first + s.count], table, &sampling, seen, bias, window_table,
+      copies);
 }
 
 void Scheduler::send_plans() {

@@ -20,6 +20,9 @@ struct SchedulerLimits {
   int block_size = 128;
   int64_t blocks_per_dp_rank = 0;
   int reserved_decode_tokens = 0;  // that each running sequence must have room for when one joins
+  // Positions that sliding-window layers see; their rows lie in blocks of their own, which are
+  // given back once no query can see them. 0: no such layers.
+  int64_t window = 0;
 
   int dp_size() const { return world_size / attn_tp_size; }
   int sequences_per_dp_rank() const { return (batch_size + dp_size() - 1) / dp_size(); }
@@ -29,8 +32,20 @@ struct SchedulerLimits {
   int64_t most_positions(int64_t prompt_tokens, int64_t max_new_tokens) const {
     return std::min(prompt_tokens + max_new_tokens, max_positions) + 2 * num_drafts;
   }
+  // Those that a query at `position` sees begin in this block of a sliding-window layer.
+  int64_t first_window_block(int64_t position) const {
+    return std::max<int64_t>(0, position + 1 - window) / block_size;
+  }
+  // For that many positions of a sequence, in layers of both kinds: those with a window hold what a
+  // step's first query sees, and the step's rows.
+  int64_t blocks_for(int64_t positions) const {
+    const int64_t blocks = blocks_of(positions);
+    if (window == 0) return blocks;
+    const int64_t step_rows = std::max(max_prefill_tokens, 1 + num_drafts) + num_drafts;
+    return blocks + std::min(blocks, blocks_of(window - 1 + step_rows) + 1);
+  }
   int64_t most_blocks(int64_t prompt_tokens, int64_t max_new_tokens) const {
-    return blocks_of(most_positions(prompt_tokens, max_new_tokens));
+    return blocks_for(most_positions(prompt_tokens, max_new_tokens));
   }
 };
 

@@ -25,6 +25,9 @@ struct Sequence {
 
   // While it runs:
   std::vector<int32_t> block_table;
+  // The same for sliding-window layers, if there are any; kGone before window_begin.
+  std::vector<int32_t> window_table;
+  int64_t window_begin = 0;
   int64_t computed = 0;                                // tokens whose KV rows are in the cache
   int64_t prefill_end = 0;                             // tokens known when it was admitted
   int64_t published_blocks = 0;                        // of the table, in the prefix cache

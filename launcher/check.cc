@@ -4,6 +4,7 @@
 
 #include <iterator>
 
+#include "actors/rank.h"
 #include "base/error.h"
 #include "launcher/config_keys.h"
 #include "launcher/launch_sizes.h"
@@ -136,7 +137,16 @@ class Report {
          bytes_text(memory_.shared_weights));
     line("         windows: up to {} a rank (comm_buffer_mb), touched when used",
          bytes_text(memory_.ranks.front().windows));
-    line("         KV cache: for batch_size / DP = {} in flight a rank, each with {} positions, in",
+    const auto shape = actors::kv_cache_shape(describe_launch(config_, limits_, 0), model_);
+    line("         KV cache: {} a position and layer, {}", bytes_text(shape.row_bytes()),
+         shape.type == layers::KvType::kInt8   ? "int8 with scales"
+         : shape.type == layers::KvType::kBf16 ? "bf16"
+                                               : "fp32");
+    if (limits_.window > 0)
+      line("         layers with a window of {} keep at most {} blocks of a sequence",
+           limits_.window,
+           limits_.blocks_for(limits_.max_positions) - limits_.blocks_of(limits_.max_positions));
+    line("         for batch_size / DP = {} in flight a rank, each with {} positions, in",
          limits_.sequences_per_dp_rank(),
          limits_.most_positions(assumed_.load.longest_sequence, 0));
     line("         blocks of {}: a prompt of {} ({}) and max_new_tokens",

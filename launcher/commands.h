@@ -70,6 +70,7 @@ void tokenize_command(const TokenizeArguments& arguments);
 struct ConvertArguments {
   std::filesystem::path input, output;
   std::string quant_mode;
+  std::filesystem::path calibration_file;
 };
 void convert_command(const ConvertArguments& arguments);
 

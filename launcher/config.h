@@ -14,6 +14,7 @@ namespace troupe::launcher {
 enum class ComputeType { kFloat32, kBfloat16 };
 enum class ExeMode { kEager, kGraph };
 enum class WeightFormat { kAuto, kBf16, kFp8, kInt8, kInt4, kMxfp4 };
+enum class KvFormat { kAuto, kDtype, kInt8 };  // kAuto: as the checkpoint says, else kDtype
 enum class CommMode { kInline, kThread };
 enum class MoeDispatch { kFused, kDoubleRouting };
 enum class MoePayload { kAuto, kInt8 };  // kAuto: rows in the dtype
@@ -55,6 +56,7 @@ struct Config {
   struct Runtime {
     int threads_per_rank = 1;
     WeightFormat weight_format = WeightFormat::kAuto;
+    KvFormat kv_cache_format = KvFormat::kAuto;
     bool deterministic = true;
     double comm_timeout_s = 30;
     int64_t comm_buffer_mb = 16;

@@ -235,6 +235,10 @@ std::vector<Key> runtime_keys() {
                         is("fp8", WeightFormat::kFp8), is("int8", WeightFormat::kInt8),
                         is("int4", WeightFormat::kInt4), is("mxfp4", WeightFormat::kMxfp4)},
                        in_runtime<&R::weight_format>)),
+      choice(
+          kRuntime, "kv_cache_format",
+          {is("auto", KvFormat::kAuto), is("dtype", KvFormat::kDtype), is("int8", KvFormat::kInt8)},
+          in_runtime<&R::kv_cache_format>),
       flag(kRuntime, "deterministic", in_runtime<&R::deterministic>),
       number(kRuntime, "comm_timeout_s", 0.1, 86400, in_runtime<&R::comm_timeout_s>),
       integer(kRuntime, "comm_buffer_mb", 1, 4096, in_runtime<&R::comm_buffer_mb>),

@@ -17,8 +17,8 @@ namespace troupe::launcher {
 
 // Where a key's value is kept in a Config; empty for keys that are checked and then forgotten.
 using Field = std::variant<std::monostate, bool*, int*, int64_t*, uint64_t*, double*, std::string*,
-                           std::filesystem::path*, ComputeType*, ExeMode*, WeightFormat*, CommMode*,
-                           MoeDispatch*, MoePayload*>;
+                           std::filesystem::path*, ComputeType*, ExeMode*, WeightFormat*, KvFormat*,
+                           CommMode*, MoeDispatch*, MoePayload*>;
 
 struct Choice {
   std::string_view name;

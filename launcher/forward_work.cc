@@ -111,10 +111,11 @@ void ForwardWork::add_cache_reads(const ForwardShape& shape, Work& work) const {
   const double seen =
       static_cast<double>(shape.rows) * (static_cast<double>(shape.first_position + 1) + last) / 2;
   const double width = static_cast<double>(model_.kv_width());
-  const double element = config_.model.dtype == ComputeType::kFloat32 ? 4 : 2;
+  const auto row = static_cast<double>(
+      actors::kv_cache_shape(describe_launch(config_, {}, 0), model_).row_bytes());
   const double layers_and_sequences =
       static_cast<double>(model_.num_hidden_layers) * shape.sequences;
-  work.kv_bytes += layers_and_sequences * last * width * element * config_.parallel.attn_tp_size;
+  work.kv_bytes += layers_and_sequences * last * row * config_.parallel.attn_tp_size;
   work.operations[static_cast<size_t>(Arithmetic::kF32)] +=
       layers_and_sequences * 2 * heads * seen * (width + static_cast<double>(model_.kv_lora_rank));
 }

@@ -2,8 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "actors/rank.h"
+#include "launcher/launch_sizes.h"
 #include "launcher/layout_table.h"
 #include "model/chat_template.h"
 #include "model/tokenizer_file.h"
@@ -57,12 +60,19 @@ std::string gate_text(const layers::TopkGateConfig& gate) {
   return text;
 }
 
-// Of all layers, in the type of `dtype: bfloat16`.
-int64_t kv_bytes_per_token(const model::ModelConfig& model) {
-  constexpr int64_t kBf16Bytes = 2;
-  const int64_t width =
-      model.uses_gqa() ? 2 * model.num_key_value_heads * model.v_head_dim : model.kv_width();
-  return width * kBf16Bytes * model.num_hidden_layers;
+// Bytes of the KV cache with `dtype: bfloat16`, on one rank.
+struct KvBytes {
+  size_t per_token = 0;  // of the layers that see all positions
+  size_t window = 0;     // of the others, whose rows behind the window are given up
+};
+
+KvBytes kv_bytes(const model::ModelConfig& model, KvFormat format) {
+  Config config;
+  config.runtime.kv_cache_format = format;
+  const size_t row = actors::kv_cache_shape(describe_launch(config, {}, 0), model).row_bytes();
+  const auto sliding = static_cast<size_t>(std::ranges::count(model.sliding_layers, true));
+  return {.per_token = row * (static_cast<size_t>(model.num_hidden_layers) - sliding),
+          .window = row * sliding * static_cast<size_t>(model.sliding_window)};
 }
 
 class Text {
@@ -97,7 +107,13 @@ class Text {
     line("sizes", "hidden {}, vocabulary {}, at most {} positions", model_.hidden_size,
          model_.vocab_size, model_.max_position_embeddings);
     line("attention", "{}", attention_text(model_));
-    line("KV cache", "{} a token in bf16", bytes_text(kv_bytes_per_token(model_)));
+    const KvBytes bf16 = kv_bytes(model_, KvFormat::kDtype);
+    const KvBytes int8 = kv_bytes(model_, KvFormat::kInt8);
+    line("KV cache", "{} a token in bf16, {} in int8{}", bytes_text(bf16.per_token),
+         bytes_text(int8.per_token), model_.int8_kv_cache ? " (as the checkpoint says)" : "");
+    if (model_.has_window())
+      line("", "and {}, in int8 {}, for the last {} tokens in layers with a window",
+           bytes_text(bf16.window), bytes_text(int8.window), model_.sliding_window);
     if (moe > 0)
       line("experts", "{}, {} chosen by {}, {} shared; each {} parameters", model_.n_routed_experts,
            model_.gate.topk, gate_text(model_.gate), model_.n_shared_experts,
@@ -155,9 +171,13 @@ ordered_json layers_json(const Inspection& of) {
 }
 
 ordered_json attention_json(const model::ModelConfig& model) {
-  ordered_json json{{"kind", model.uses_gqa() ? "gqa" : "mla"},
-                    {"heads", model.num_attention_heads},
-                    {"kv_bytes_per_token", kv_bytes_per_token(model)}};
+  const KvBytes bf16 = kv_bytes(model, KvFormat::kDtype);
+  const KvBytes int8 = kv_bytes(model, KvFormat::kInt8);
+  ordered_json json{
+      {"kind", model.uses_gqa() ? "gqa" : "mla"}, {"heads", model.num_attention_heads},
+      {"kv_bytes_per_token", bf16.per_token},     {"kv_bytes_per_token_int8", int8.per_token},
+      {"kv_window_bytes", bf16.window},           {"kv_window_bytes_int8", int8.window},
+      {"int8_kv_cache", model.int8_kv_cache}};
   if (model.uses_gqa()) {
     json["kv_heads"] = model.num_key_value_heads;
     json["head_dim"] = model.v_head_dim;

@@ -43,6 +43,7 @@ actors::SchedulerLimits scheduler_limits(const Config& config, const model::Mode
   limits.max_positions = model.max_position_embeddings;
   limits.block_size = config.scheduler.block_size;
   limits.reserved_decode_tokens = config.scheduler.num_reserved_decode_tokens;
+  limits.window = model.has_window() ? model.sliding_window : 0;
   limits.blocks_per_dp_rank =
       limits.most_blocks(load.longest_sequence, 0) * limits.sequences_per_dp_rank();
   return limits;
@@ -73,6 +74,18 @@ static msg::WeightFormat wire_format(WeightFormat format) {
   TROUPE_CHECK(false, "weight format {}", static_cast<int>(format));
 }
 
+static msg::KvFormat wire_format(KvFormat format) {
+  switch (format) {
+    case KvFormat::kAuto:
+      return msg::KvFormat::Auto;
+    case KvFormat::kDtype:
+      return msg::KvFormat::Dtype;
+    case KvFormat::kInt8:
+      return msg::KvFormat::Int8;
+  }
+  TROUPE_CHECK(false, "KV cache format {}", static_cast<int>(format));
+}
+
 msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits& limits,
                              uint8_t observe) {
   msg::LaunchT launch;
@@ -85,6 +98,7 @@ msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits
   launch.dtype = config.model.dtype == ComputeType::kFloat32 ? msg::DataType::Float32
                                                              : msg::DataType::Bfloat16;
   launch.weight_format = wire_format(config.runtime.weight_format);
+  launch.kv_format = wire_format(config.runtime.kv_cache_format);
   launch.with_mtp = limits.run_mtp;
   launch.attn_tp_size = config.parallel.attn_tp_size;
   launch.dense_tp_size = config.parallel.dense_tp_size;

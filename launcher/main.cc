@@ -131,8 +131,11 @@ void add_convert(CLI::App& app, ConvertArguments& arguments) {
       ->required();
   command
       ->add_option("--quant-mode", arguments.quant_mode,
-                   "bfloat16 (from fp8, fp16 or MXFP4), w8a8c16 (int8 weights and activations)")
+                   "bfloat16 (from fp8, fp16 or MXFP4), w8a8c16 (int8 weights and activations), "
+                   "w8a8c8 (and an int8 KV cache)")
       ->required();
+  command->add_option("--calibration-file", arguments.calibration_file,
+                      "w8a8c8: text on which the scales of the KV cache are measured");
   command->callback([&] { convert_command(arguments); });
 }
 

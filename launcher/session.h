@@ -74,6 +74,7 @@ class Session {
     return scheduler_.dp_rank_state(dp_rank);
   }
   comm::ActivitySnapshot activity(int rank) const { return world_->activity(rank); }
+  layers::KvCache kv_cache(int rank) const { return world_->kv_cache(rank); }
   double load_s() const { return world_->load_s(); }
   std::vector<RankStatus> rank_status() const { return world_->rank_status(); }
 

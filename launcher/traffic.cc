@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "actors/expert_copies.h"
+
 namespace troupe::launcher {
 namespace {
 
@@ -143,8 +145,9 @@ class Table {
 
   void add_dispatch() {
     const int ep = sizes_.moe_ep_size(), topk = model_.gate.topk;
-    const int ids = std::min(topk, model_.n_routed_experts / ep);  // room for a token's on one rank
-    const double others_visited = mean_ranks_visited(model_.gate, ep) * (ep - 1) / ep;
+    // Room for a token's on one rank.
+    const int ids = std::min(topk, static_cast<int>(layout_.num_physical_experts()) / ep);
+    const double others_visited = mean_ranks_visited() * (ep - 1) / ep;
     const bool fp32 = sizes_.moe_tp_size > 1;
     add_to_experts("dispatch",
                    others_visited * (payload() + ids * (per_rank() ? kId + kFp32 : kId)));
@@ -154,6 +157,27 @@ class Table {
     else
       add_to_experts(fp32 ? "combine, top-k rows, fp32" : "combine, top-k rows",
                      parts_to_others(ep, topk * result()));
+  }
+
+  // The mean over layers, and over the turns in which an expert's copies take tokens.
+  double mean_ranks_visited() const {
+    constexpr int kTurns = 12;  // 1, 2, 3 and 4 copies come round in them
+    const int ep = sizes_.moe_ep_size();
+    const int64_t own = layout_.num_physical_experts() / ep;
+    const actors::ExpertCopies copies(layout_, model_);
+    std::vector<int> rank_of_expert(model_.n_routed_experts);
+    double sum = 0, terms = 0;
+    for (int layer = 0; layer < model_.num_hidden_layers; ++layer) {
+      if (!model_.is_moe_layer(layer)) continue;
+      for (int turn = 0; turn < (copies.empty() ? 1 : kTurns); ++turn, ++terms) {
+        for (int expert = 0; expert < model_.n_routed_experts; ++expert)
+          rank_of_expert[expert] = static_cast<int>(
+              (copies.empty() ? expert : copies.physical(layer, expert, turn)) / own);
+        sum += launcher::mean_ranks_visited(model_.gate, rank_of_expert, ep);
+      }
+      if (copies.empty()) break;  // all layers are alike
+    }
+    return sum / terms;
   }
 
   // A row for each expert both ways; the counts do not grow with the tokens.
@@ -199,20 +223,28 @@ class Table {
 
 }  // namespace
 
-double mean_ranks_visited(const layers::TopkGateConfig& gate, int num_ranks) {
+double mean_ranks_visited(const layers::TopkGateConfig& gate, std::span<const int> rank_of_expert,
+                          int num_ranks) {
   const int groups = gate.num_groups, group_size = gate.num_experts / groups;
-  const int own_experts = gate.num_experts / num_ranks;
-  const int own_groups = std::max(1, own_experts / group_size);  // whole ones, or part of one
-  const int open_experts = gate.topk_groups * group_size;        // a token chooses among these
-  double missed = 0;  // the chance that none of a token's experts is on a given rank
-  for (int open = 0; open <= std::min(own_groups, gate.topk_groups); ++open) {
-    const double chance = choose(own_groups, open) *
-                          choose(groups - own_groups, gate.topk_groups - open) /
-                          choose(groups, gate.topk_groups);
-    const int here = open * std::min(own_experts, group_size);
-    missed += chance * choose(open_experts - here, gate.topk) / choose(open_experts, gate.topk);
+  std::vector<std::vector<int>> held(num_ranks, std::vector<int>(groups));  // of each group
+  for (int expert = 0; expert < gate.num_experts; ++expert)
+    ++held[rank_of_expert[expert]][expert / group_size];
+  const double choices =
+      choose(groups, gate.topk_groups) * choose(gate.topk_groups * group_size, gate.topk);
+  double visited = 0;
+  for (const std::vector<int>& here : held) {
+    // missing[open][chosen]: ways to open so many groups and choose so many experts, none here.
+    std::vector missing(gate.topk_groups + 1, std::vector<double>(gate.topk + 1));
+    missing[0][0] = 1;
+    for (int group = 0; group < groups; ++group)
+      for (int open = gate.topk_groups; open > 0; --open)
+        for (int chosen = gate.topk; chosen >= 0; --chosen)
+          for (int of_group = 0; of_group <= chosen; ++of_group)
+            missing[open][chosen] +=
+                missing[open - 1][chosen - of_group] * choose(group_size - here[group], of_group);
+    visited += 1 - missing[gate.topk_groups][gate.topk] / choices;
   }
-  return num_ranks * (1 - missed);
+  return visited;
 }
 
 std::vector<Traffic> token_traffic(const model::ModelConfig& model,

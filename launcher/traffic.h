@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -39,9 +40,9 @@ std::vector<Traffic> token_traffic(const model::ModelConfig& model,
 // forward pass with logits.
 int64_t forward_overhead_bytes(const model::ParallelLayout& layout);
 
-// How many of `num_ranks` ranks that hold equally many of the gate's experts a token visits, when
-// its groups, and in them its experts, are any with equal chance. Ranks hold parts of a group, or
-// whole groups.
-double mean_ranks_visited(const layers::TopkGateConfig& gate, int num_ranks);
+// How many of `num_ranks` ranks a token visits, when its groups, and in them its experts, are any
+// with equal chance. rank_of_expert [gate.num_experts]: where each is computed.
+double mean_ranks_visited(const layers::TopkGateConfig& gate, std::span<const int> rank_of_expert,
+                          int num_ranks);
 
 }  // namespace troupe::launcher

@@ -126,6 +126,13 @@ class World::Impl {
     return {observation_shape_, observation_memory_.data() + rank * observation_shape_.bytes()};
   }
 
+  layers::KvCache kv_cache(int rank) {
+    const size_t section = actors::kv_section_bytes(kv_shape_);
+    if (kv_memory_.data() == nullptr)
+      kv_memory_ = Mapping(kv_fd_.get(), section * world_size(), Mapping::Access::kReadOnly);
+    return {kv_shape_, kv_memory_.data() + rank * section};
+  }
+
   std::vector<RankStatus> rank_status() const {
     std::vector<RankStatus> ranks;
     for (int rank = 0; rank < world_size(); ++rank) {
@@ -419,6 +426,7 @@ class World::Impl {
   std::optional<comm::Trace> trace_;
   Fd weights_fd_, kv_fd_, observation_fd_;
   Mapping observation_memory_;
+  Mapping kv_memory_;  // once somebody has asked
   EventSet events_;
   std::optional<comm::LauncherEndpoint> endpoint_;
   Supervisor supervisor_;
@@ -443,6 +451,7 @@ World::World(msg::LaunchT launch, const model::ModelConfig& model, WorldPaths pa
 World::~World() = default;
 double World::load_s() const { return impl_->load_s(); }
 actors::Observation World::observation(int rank) const { return impl_->observation(rank); }
+layers::KvCache World::kv_cache(int rank) const { return impl_->kv_cache(rank); }
 std::vector<RankStatus> World::rank_status() const { return impl_->rank_status(); }
 comm::ActivitySnapshot World::activity(int rank) const { return impl_->activity(rank); }
 void World::send(int rank, std::span<const std::byte> envelope) {

@@ -23,6 +23,7 @@
 #include "base/error.h"
 #include "comm/arena.h"
 #include "comm/trace.h"
+#include "layers/kv_cache.h"
 #include "model/model_config.h"
 
 namespace troupe::launcher {
@@ -95,6 +96,7 @@ class World {
 
   double load_s() const;  // from the spawn to the last rank's Ready
   actors::Observation observation(int rank) const;
+  layers::KvCache kv_cache(int rank) const;         // to be read, between steps
   comm::ActivitySnapshot activity(int rank) const;  // what it does at this moment
 
   std::vector<RankStatus> rank_status() const;  // in order of rank

@@ -27,15 +27,18 @@ void check_group(const AttentionGroup& group, const KvCache& cache) {
                group.value_offset, group.value_width, cache.shape().width);
 }
 
-// Every block that the query reads must exist.
-void check_query(const KvCache& cache, int layer, const KvQuery& query) {
-  cache.row(layer, query.block_table, query.position);
-  const int64_t blocks = query.position / cache.shape().block_size + 1;
-  for (const int32_t block : query.block_table.first(blocks)) cache.block(layer, block);
-}
-
 int64_t first_position(const AttentionGroup& group, const KvQuery& query) {
   return group.window == 0 ? 0 : std::max<int64_t>(0, query.position + 1 - group.window);
+}
+
+// Every block that the query reads must exist.
+void check_query(const AttentionGroup& group, const KvCache& cache, int layer,
+                 const KvQuery& query) {
+  cache.row(layer, query.block_table, query.position);
+  const int64_t first = first_position(group, query) / cache.shape().block_size;
+  const int64_t last = query.position / cache.shape().block_size;
+  for (const int32_t block : query.block_table.subspan(first, last + 1 - first))
+    cache.block(layer, block);
 }
 
 bool same_sequence(const KvQuery& a, const KvQuery& b) {
@@ -52,7 +55,7 @@ void check_queries(const AttentionGroup& group, const KvCache& cache, int layer,
                "q [{}, {}], o [{}, {}] for {} queries", q.rows, q.cols, o.rows, o.cols, tokens);
   for (const KvQuery& query : queries) {
     TROUPE_CHECK(same_sequence(query, queries[0]), "queries of two sequences");
-    check_query(cache, layer, query);
+    check_query(group, cache, layer, query);
   }
 }
 
@@ -120,7 +123,11 @@ void attend(const AttentionGroup& group, const KvCache& cache, int layer,
       .block_table = queries[0].block_table.data(),
       .block_size = cache.shape().block_size,
       .num_heads = group.num_heads,
-      .row_width = cache.shape().width,
+      .row_bytes = static_cast<int64_t>(cache.shape().row_bytes()),
+      .int8_width = cache.shape().int8_width,
+      .int8_group = cache.shape().int8_group,
+      .bf16_at = static_cast<int64_t>(cache.shape().bf16_at()),
+      .codes_at = static_cast<int64_t>(cache.shape().codes_at()),
       .key_offset = group.key_offset,
       .width = group.key_width,
       .padded_width = round_up_to_lanes(group.key_width),
@@ -132,10 +139,14 @@ void attend(const AttentionGroup& group, const KvCache& cache, int layer,
   };
   thread_local Scratch scratch;
   scratch.assign(args, !value_begins_key(group), std::span(tokens, queries.size()));
-  if (cache.shape().type == KvType::kF32)
-    kernels().attention_f32(args);
-  else
-    kernels().attention_bf16(args);
+  switch (cache.shape().type) {
+    case KvType::kF32:
+      return kernels().attention_f32(args);
+    case KvType::kBf16:
+      return kernels().attention_bf16(args);
+    case KvType::kInt8:
+      return kernels().attention_int8(args);
+  }
 }
 
 std::span<const int64_t> attention_runs(std::span<const KvQuery> queries) {
@@ -153,11 +164,6 @@ std::span<const int64_t> attention_runs(std::span<const KvQuery> queries) {
 
 namespace reference {
 namespace {
-
-float element(const KvCache& cache, const std::byte* row, int64_t i) {
-  return cache.shape().type == KvType::kF32 ? reinterpret_cast<const float*>(row)[i]
-                                            : to_float(reinterpret_cast<const Bf16*>(row)[i]);
-}
 
 // The tree in which 16 lanes are added.
 float reduce_add(const float (&lanes)[16]) {
@@ -191,7 +197,7 @@ struct OnlineSoftmax {
 float dot(const AttentionGroup& group, const KvCache& cache, const float* q, const std::byte* row) {
   float lanes[16] = {};
   for (int64_t i = 0; i < group.key_width; ++i)
-    lanes[i % 16] = std::fma(q[i], element(cache, row, group.key_offset + i), lanes[i % 16]);
+    lanes[i % 16] = std::fma(q[i], cache.element(row, group.key_offset + i), lanes[i % 16]);
   return reduce_add(lanes);
 }
 
@@ -214,7 +220,7 @@ void attend_head(const AttentionGroup& group, const KvCache& cache, int layer, c
     for (int64_t j = begin; j < count; ++j) {
       const std::byte* row = cache.row(layer, query.block_table, first + j);
       for (int64_t i = 0; i < group.value_width; ++i)
-        o[i] = std::fma(weights[j], element(cache, row, group.value_offset + i), o[i]);
+        o[i] = std::fma(weights[j], cache.element(row, group.value_offset + i), o[i]);
     }
   }
   for (int64_t i = 0; i < group.value_width; ++i) o[i] /= softmax.sum;

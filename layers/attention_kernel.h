@@ -8,6 +8,7 @@
 #pragma once
 
 #include "layers/kernels.h"
+#include "layers/kv_codes_kernel.h"
 #include "layers/simd.h"
 
 namespace troupe::layers::TROUPE_ISA_NAMESPACE {
@@ -22,17 +23,45 @@ void widen_row(const Element* row, int64_t width, float* out) {
   if (i < width) store(out + i, load_first(row + i, width - i));
 }
 
-// Widens elements [offset, offset + width) of the chunk's rows [0, count).
+// Widens elements [offset, offset + width) of a cache row.
 template <class Element>
-void widen_chunk(const AttentionArgs& args, int64_t first, int64_t count, int64_t offset,
-                 int64_t width, float* out, int64_t stride) {
-  for (int64_t j = 0; j < count; ++j) {
+void widen_elements(const AttentionArgs&, const std::byte* row, int64_t offset, int64_t width,
+                    float* out) {
+  widen_row(reinterpret_cast<const Element*>(row) + offset, width, out);
+}
+
+template <>
+inline void widen_elements<int8_t>(const AttentionArgs& args, const std::byte* row, int64_t offset,
+                                   int64_t width, float* out) {
+  const auto* scales = reinterpret_cast<const float*>(row);
+  const auto* codes = reinterpret_cast<const int8_t*>(row + args.codes_at);
+  const auto* rest = reinterpret_cast<const Bf16*>(row + args.bf16_at);
+  const int64_t end = offset + width;
+  const int64_t codes_end = end < args.int8_width ? end : args.int8_width;
+  int64_t i = offset;
+  while (i < codes_end) {
+    const int64_t group = i / args.int8_group, group_end = (group + 1) * args.int8_group;
+    const int64_t stop = group_end < codes_end ? group_end : codes_end;
+    widen_codes(codes + i, stop - i, scales[group], out + i - offset);
+    i = stop;
+  }
+  for (; i < end; i += 16) {
+    const int64_t n = end - i < 16 ? end - i : 16;
+    store_first(out + i - offset, load_first(rest + i - args.int8_width, n), n);
+  }
+  if (width % 16 != 0) store_first(out + width, F32x16::zero(), 16 - width % 16);
+}
+
+// Widens elements [offset, offset + width) of the chunk's rows [begin, end).
+template <class Element>
+void widen_chunk(const AttentionArgs& args, int64_t first, int64_t begin, int64_t end,
+                 int64_t offset, int64_t width, float* out, int64_t stride) {
+  for (int64_t j = begin; j < end; ++j) {
     const int64_t position = first + j;
     const int64_t block = args.block_table[position / args.block_size];
     const std::byte* rows = args.layer + block * args.block_bytes;
     const int64_t row = position % args.block_size;
-    widen_row(reinterpret_cast<const Element*>(rows) + row * args.row_width + offset, width,
-              out + j * stride);
+    widen_elements<Element>(args, rows + row * args.row_bytes, offset, width, out + j * stride);
   }
 }
 
@@ -186,21 +215,23 @@ inline void attend_chunk(const AttentionArgs& args, const AttentionToken& token,
 
 template <class Element>
 void attention(const AttentionArgs& args) {
-  int64_t first = args.tokens[0].first_position, last = 0;
+  // Rows before `seen` may be gone: a window's blocks are used again for others.
+  int64_t seen = args.tokens[0].first_position, last = 0;
   for (int64_t t = 0; t < args.num_tokens; ++t) {
     const AttentionToken& token = args.tokens[t];
     start_token(args, token);
-    if (token.first_position < first) first = token.first_position;
+    if (token.first_position < seen) seen = token.first_position;
     if (token.position > last) last = token.position;
   }
-  for (first = first / args.chunk * args.chunk; first <= last; first += args.chunk) {
+  for (int64_t first = seen / args.chunk * args.chunk; first <= last; first += args.chunk) {
     const int64_t left = last + 1 - first;
-    const int64_t count = left < args.chunk ? left : args.chunk;
-    widen_chunk<Element>(args, first, count, args.key_offset, args.width, args.keys,
+    const int64_t begin = seen > first ? seen - first : 0;
+    const int64_t end = left < args.chunk ? left : args.chunk;
+    widen_chunk<Element>(args, first, begin, end, args.key_offset, args.width, args.keys,
                          args.padded_width);
     if (args.values != args.keys)
-      widen_chunk<Element>(args, first, count, args.value_offset, args.value_width, args.values,
-                           args.value_stride);
+      widen_chunk<Element>(args, first, begin, end, args.value_offset, args.value_width,
+                           args.values, args.value_stride);
     for (int64_t t = 0; t < args.num_tokens; ++t) attend_chunk(args, args.tokens[t], first);
   }
   for (int64_t t = 0; t < args.num_tokens; ++t) finish_token(args, args.tokens[t]);

@@ -41,6 +41,7 @@ const Kernels kKernels {
   .rms_norm_row = rms_norm_row, .read_floats = read_floats, .fma_chains = fma_chains,
   .swiglu_row = swiglu_row, .clamped_swiglu_row = clamped_swiglu_row,
   .attention_f32 = attention<float>, .attention_bf16 = attention<Bf16>,
+  .attention_int8 = attention<int8_t>, .quantize_kv = quantize_kv,
 };
 
 }  // namespace troupe::layers::TROUPE_ISA_NAMESPACE

@@ -115,7 +115,10 @@ struct AttentionArgs {
   const int32_t* block_table = nullptr;  // covers all positions that are seen
   int64_t block_size = 0;                // positions in a block
   int64_t num_heads = 0;
-  int64_t row_width = 0;  // elements of a cache row
+  int64_t row_bytes = 0;  // of a cache row
+  // A row of int8 (layers/kv_cache.h); 0 of other types.
+  int64_t int8_width = 0, int8_group = 0;
+  int64_t bf16_at = 0, codes_at = 0;
   int64_t key_offset = 0;
   int64_t width = 0;  // of the key
   int64_t padded_width = 0;
@@ -152,6 +155,9 @@ struct Kernels {
   // attention_kernel.h: template <class T> attention(args), T the type of the cache.
   void (*attention_f32)(const AttentionArgs&);
   void (*attention_bf16)(const AttentionArgs&);
+  void (*attention_int8)(const AttentionArgs&);
+  // kv_codes_kernel.h
+  float (*quantize_kv)(const float* x, int64_t count, float given, int8_t* codes);
 };
 
 // The table of active_isa().

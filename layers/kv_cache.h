@@ -11,6 +11,13 @@
 // Block b lies at memory + b * stride_bytes(), also where b >= num_blocks: such blocks belong to
 // other owners, whose pools are mapped there to be read (actors/kv_space.h). To those who read, a
 // block is a block.
+//
+// With kInt8 the first int8_width elements of a row are codes, int8_group of them to a scale: MLA's
+// latent (one scale), GQA's heads (one each). The others, MLA's rotated key, stay bf16. That is the
+// C8 mode of the NPU recipes (cann-recipes-infer, DeepSeek-R1: nope_cache int8, rope_cache bf16).
+//   value = code * scale; scale = max |x| / 127 of the row's group, or one given for the layer;
+//   code = x / scale rounded to nearest even, [-128, 127] (what a given scale cannot reach is cut)
+// A group with an element that is no finite number has the scale NaN; below 2^-100 all are zero.
 #pragma once
 
 #include <cstddef>
@@ -22,22 +29,28 @@
 
 namespace troupe::layers {
 
-enum class KvType : uint8_t { kF32, kBf16 };
+enum class KvType : uint8_t { kF32, kBf16, kInt8 };
 
+// A kInt8 row: scales [groups] fp32, the other elements in bf16, codes, padding to 4 bytes.
 struct KvCacheShape {
   int num_layers = 0;
   int64_t num_blocks = 0;
   int block_size = 0;  // positions
   int64_t width = 0;   // elements of a row
   KvType type = KvType::kBf16;
+  int64_t int8_width = 0;  // kInt8 only: a multiple of int8_group, at most width
+  int64_t int8_group = 0;
 
-  size_t row_bytes() const { return width * (type == KvType::kF32 ? sizeof(float) : sizeof(Bf16)); }
+  int64_t num_scales() const { return type == KvType::kInt8 ? int8_width / int8_group : 0; }
+  size_t bf16_at() const { return num_scales() * sizeof(float); }
+  size_t codes_at() const { return bf16_at() + (width - int8_width) * sizeof(Bf16); }
+  size_t row_bytes() const;
   size_t block_bytes() const { return block_size * row_bytes(); }     // of one layer
   size_t stride_bytes() const { return num_layers * block_bytes(); }  // from block to block
   size_t bytes() const { return num_blocks * stride_bytes(); }
 };
 
-// A view of cache memory ([num_blocks][num_layers][block_size][width]) that somebody else owns.
+// A view of cache memory ([num_blocks][num_layers][block_size] rows) that somebody else owns.
 class KvCache {
  public:
   KvCache() = default;
@@ -53,9 +66,13 @@ class KvCache {
   std::byte* row(int layer, std::span<const int32_t> block_table, int64_t position) const;
 
   // Stores row [width] (rounded to the cache's type) at `position` of the sequence whose block
-  // table is given. Into own blocks only.
+  // table is given. `scales` [num_scales()]: those of the layer; empty: the row's own.
+  // Into own blocks only.
   void write(int layer, std::span<const int32_t> block_table, int64_t position,
-             std::span<const float> row) const;
+             std::span<const float> row, std::span<const float> scales = {}) const;
+
+  // Element i of a row as attention reads it.
+  float element(const std::byte* row, int64_t i) const;
 
   // All layers of a block become those of another, which may be a foreign one.
   void copy_block(int64_t from, int64_t to) const;
@@ -70,6 +87,12 @@ class KvCache {
 struct KvQuery {
   std::span<const int32_t> block_table;
   int64_t position = 0;
+  std::span<const int32_t> window_table = {};  // in place of block_table, for layers with a window
 };
+
+namespace reference {
+// One group's codes; returns its scale. `scale`: the one that is given, or 0.
+float quantize_kv(std::span<const float> x, float scale, int8_t* codes);
+}  // namespace reference
 
 }  // namespace troupe::layers

@@ -14,6 +14,7 @@
 //   load(p)  load_first(p, n)  store(p, v)  store_first(p, v, n)
 //                        p: float* or Bf16* (widened; rounded to nearest even when stored), any
 //                        alignment; the lanes from n on are 0 and are not touched in memory
+//                        loads also int8_t*, as numbers
 //   load_fp8(p)          e4m3fn codes as code * kFp8Unit, exactly; a NaN code reads as +-480
 //   add sub mul div fma(a, b, c) = a b + c
 //   max(a, b) = a > b ? a : b     min(a, b) = a < b ? a : b     so b where either is NaN

@@ -37,6 +37,16 @@ inline F32x16 load_first(const Bf16* p, int64_t n) {
   for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
   return load(lanes);
 }
+inline __m256 widen_int8(const int8_t* p) {
+  const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
+}
+inline F32x16 load(const int8_t* p) { return {widen_int8(p), widen_int8(p + 8)}; }
+inline F32x16 load_first(const int8_t* p, int64_t n) {
+  int8_t lanes[16] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
 inline __m256 widen_fp8(const uint8_t* p) {
   // Sign extension leaves copies of s in the exponent's upper bits: masked away.
   const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));

@@ -30,6 +30,15 @@ inline F32x16 load_first(const float* p, int64_t n) {
 inline F32x16 load_first(const Bf16* p, int64_t n) {
   return widen_bf16(_mm256_maskz_loadu_epi16(first_lanes(n), p));
 }
+inline F32x16 widen_int8(__m128i codes) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))};
+}
+inline F32x16 load(const int8_t* p) {
+  return widen_int8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline F32x16 load_first(const int8_t* p, int64_t n) {
+  return widen_int8(_mm_maskz_loadu_epi8(first_lanes(n), p));
+}
 inline F32x16 load_fp8(const uint8_t* p) {
   // Sign extension leaves copies of s in the exponent's upper bits: masked away.
   const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));

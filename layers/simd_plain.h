@@ -30,6 +30,12 @@ inline F32x16 load_first(const Bf16* p, int64_t n) {
   for (int64_t i = 0; i < n; ++i) v.lane[i] = to_float(p[i]);
   return v;
 }
+inline F32x16 load_first(const int8_t* p, int64_t n) {
+  F32x16 v = F32x16::zero();
+  for (int64_t i = 0; i < n; ++i) v.lane[i] = static_cast<float>(p[i]);
+  return v;
+}
+inline F32x16 load(const int8_t* p) { return load_first(p, 16); }
 inline F32x16 load(const float* p) { return load_first(p, 16); }
 inline F32x16 load(const Bf16* p) { return load_first(p, 16); }
 inline F32x16 load_fp8(const uint8_t* p) {

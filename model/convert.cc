@@ -26,11 +26,12 @@ using Entry = SafetensorsWriter::Entry;
 
 constexpr const char* kIndex = "model.safetensors.index.json";
 constexpr const char* kState = ".convert.json";  // what the parts in a directory are parts of
+constexpr const char* kKvScales = "kv_scales";   // in it, once they are measured
 constexpr const char* kScaleInv = "_scale_inv";  // of fp8 blocks
 constexpr const char* kInt8Ignored[] = {"lm_head", "re:.*\\.gate$", "re:.*eh_proj$",
                                         "re:.*kv_b_proj$", "re:.*shared_head\\.head$"};
 
-enum class Action { kCopy, kToBf16, kToInt8, kExpertsToBf16 };
+enum class Action { kCopy, kToBf16, kToInt8, kExpertsToBf16, kKvScale };
 
 constexpr std::string_view kBlocks = "_blocks", kMxfp4Scales = "_scales";
 
@@ -42,11 +43,12 @@ std::vector<int64_t> exchanged_shape(const Tensor& blocks) {
 
 struct Job {
   std::string name;
-  const Tensor* tensor = nullptr;
+  const Tensor* tensor = nullptr;  // null: kKvScale
   Action action = Action::kCopy;
 
   std::string scale_name() const { return name + "_scale"; }
   std::vector<Entry> entries() const {
+    if (action == Action::kKvScale) return {{name, Dtype::kF32, {1}}};
     if (action == Action::kCopy) return {{name, tensor->dtype, tensor->shape}};
     if (action == Action::kExpertsToBf16) return {{name, Dtype::kBf16, exchanged_shape(*tensor)}};
     if (action == Action::kToBf16) return {{name, Dtype::kBf16, tensor->shape}};
@@ -77,17 +79,21 @@ class Conversion {
       : options_(options), checkpoint_(options.input), source_(options.input) {
     // A model we know, and none quantised twice.
     const ModelConfig config = read_model_config(options.input, ModelUse::kCheck);
-    if (config.family == Family::kGptOss && options.mode == QuantMode::kW8A8C16)
+    if (config.family == Family::kGptOss && to_int8())
       throw_user_error(
-          "{}: w8a8c16 is not supported for gpt_oss: its experts have 4 bits already; bfloat16 is",
-          options.input.string());
+          "{}: {} is not supported for gpt_oss: its experts have 4 bits already; bfloat16 is",
+          options.input.string(), to_int8_kv() ? "w8a8c8" : "w8a8c16");
     plan_jobs();
+    if (to_int8_kv())
+      for (const KvScaleTensor& scale : kv_scale_tensors(config))
+        jobs_.push_back({scale.name, nullptr, Action::kKvScale});
     plan_shards();
   }
 
   void run() {
     open_output();
     require_space();
+    if (to_int8_kv() && kv_scales_.empty()) measure_kv_scales();
     for (size_t i = 0; i < shards_.size(); ++i) {
       if (fs::exists(options_.output / shard_name(i))) {
         report(shard_bytes(i));
@@ -102,6 +108,9 @@ class Conversion {
   }
 
  private:
+  bool to_int8() const { return options_.mode != QuantMode::kBfloat16; }
+  bool to_int8_kv() const { return options_.mode == QuantMode::kW8A8C8; }
+
   void plan_jobs() {
     bool converts = false;
     for (const auto& [name, tensor] : checkpoint_.tensors()) {
@@ -114,8 +123,7 @@ class Conversion {
     }
     if (!converts)
       throw_user_error("{}: holds no {} weights; nothing to convert", options_.input.string(),
-                       options_.mode == QuantMode::kBfloat16 ? "fp8, fp16 or MXFP4"
-                                                             : "fp8, bf16, fp16 or fp32 linear");
+                       to_int8() ? "fp8, bf16, fp16 or fp32 linear" : "fp8, fp16 or MXFP4");
   }
 
   bool is_block_scale(const std::string& name) const {
@@ -137,8 +145,7 @@ class Conversion {
     if (is_mxfp4(name)) return Action::kExpertsToBf16;
     const bool readable =
         fp8 || fp16 || tensor.dtype == Dtype::kBf16 || tensor.dtype == Dtype::kF32;
-    if (options_.mode == QuantMode::kW8A8C16 && readable && becomes_int8(name, tensor))
-      return Action::kToInt8;
+    if (to_int8() && readable && becomes_int8(name, tensor)) return Action::kToInt8;
     if (fp16 && tensor.shape.size() == 2) return Action::kToBf16;
     if (!fp8) return Action::kCopy;
     if (tensor.shape.size() != 2)
@@ -173,10 +180,13 @@ class Conversion {
   // What the parts in the output are parts of: input, as it lies on the disk, and what is done.
   json state() const {
     json files = json::object();
+    const auto add = [&](const fs::directory_entry& file) {
+      files[file.path().filename()] = {file.file_size(),
+                                       file.last_write_time().time_since_epoch().count()};
+    };
     for (const fs::directory_entry& file : fs::directory_iterator(options_.input))
-      if (file.path().extension() == ".safetensors")
-        files[file.path().filename()] = {file.file_size(),
-                                         file.last_write_time().time_since_epoch().count()};
+      if (file.path().extension() == ".safetensors") add(file);
+    if (to_int8_kv()) add(fs::directory_entry(options_.calibration_file));
     return {{"input", fs::canonical(options_.input).string()},
             {"files", files},
             {"mode", static_cast<int>(options_.mode)},
@@ -191,7 +201,13 @@ class Conversion {
       throw_user_error("{}: cannot be created as a directory", output.string());
     const fs::path state_file = output / kState;
     if (fs::exists(state_file)) {
-      if (read_json_file(state_file) != state())
+      json found = read_json_file(state_file);
+      if (found.is_object() && found.contains(kKvScales)) {
+        for (const auto& [name, scale] : found[kKvScales].items())
+          kv_scales_[name] = scale.is_number() ? scale.get<float>() : 0;
+        found.erase(kKvScales);
+      }
+      if (found != state())
         throw_user_error(
             "{}: holds parts of another conversion, or its input has changed; remove it",
             output.string());
@@ -200,6 +216,14 @@ class Conversion {
     if (!fs::is_empty(output))
       throw_user_error("{}: is not empty; name a new directory", output.string());
     write_json(state_file, state());
+  }
+
+  // Kept beside the parts, so that all of them have the same ones.
+  void measure_kv_scales() {
+    kv_scales_ = options_.calibrate();
+    json with_scales = state();
+    with_scales[kKvScales] = kv_scales_;
+    write_json(options_.output / kState, with_scales);
   }
 
   void require_space() const {
@@ -219,13 +243,15 @@ class Conversion {
     SafetensorsWriter writer(options_.output / shard_name(i), entries);
     for (const Job* job : shards_[i]) {
       write_tensor(*job, writer);
-      forget(*job->tensor);
+      if (job->tensor != nullptr) forget(*job->tensor);
       report(bytes_of(job->entries()));
     }
     writer.finish();
   }
 
   void write_tensor(const Job& job, SafetensorsWriter& writer) {
+    if (job.action == Action::kKvScale)
+      return writer.write(job.name, 0, &kv_scales_.at(job.name), 1);
     if (job.action == Action::kCopy) {
       const size_t size = dtype_size(job.tensor->dtype);
       writer.write(job.name, 0, job.tensor->data, static_cast<int64_t>(job.tensor->bytes / size));
@@ -337,7 +363,7 @@ class Conversion {
     config["quantization_config"] = {{"quant_method", "compressed-tensors"},
                                      {"format", "int-quantized"},
                                      {"quantization_status", "compressed"},
-                                     {"kv_cache_scheme", nullptr},
+                                     {"kv_cache_scheme", kv_cache_scheme()},
                                      {"ignore", kInt8Ignored},
                                      {"config_groups",
                                       {{"group_0",
@@ -345,6 +371,15 @@ class Conversion {
                                          {"weights", int8(false, "channel")},
                                          {"input_activations", int8(true, "token")}}}}}};
     return config;
+  }
+
+  json kv_cache_scheme() const {
+    if (!to_int8_kv()) return nullptr;
+    return {{"num_bits", 8},
+            {"type", "int"},
+            {"symmetric", true},
+            {"dynamic", false},
+            {"strategy", "tensor"}};
   }
 
   static void write_json(const fs::path& path, const json& value) {
@@ -361,6 +396,7 @@ class Conversion {
   CheckpointSource source_;  // checked rows of it
   std::vector<Job> jobs_;
   std::vector<std::vector<const Job*>> shards_;
+  KvScales kv_scales_;
   RowBuffer buffer_;
   size_t total_bytes_ = 0, done_bytes_ = 0;
 };

@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <functional>
 
+#include "model/kv_scales.h"
+
 namespace troupe::model {
 
 enum class QuantMode {
@@ -20,11 +22,16 @@ enum class QuantMode {
   // where they are fp8): kv_b_proj is folded into the query and the output, where its codes would
   // be of no use.
   kW8A8C16,
+  // The same, with the scales of an int8 KV cache (model/kv_scales.h) and a kv_cache_scheme.
+  kW8A8C8,
 };
 
 struct ConvertOptions {
   std::filesystem::path input, output;
   QuantMode mode = QuantMode::kBfloat16;
+  // kW8A8C8: measures the scales, on this text; asked for once, also of a conversion that goes on.
+  std::function<KvScales()> calibrate;
+  std::filesystem::path calibration_file;
   size_t shard_bytes = size_t{4} << 30;  // a shard is closed when it has that many
   std::function<void(size_t done, size_t total)> progress;  // bytes written; may be empty
 };

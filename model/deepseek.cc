@@ -29,6 +29,7 @@ class DeepseekWeights final : public FamilyWeights {
     weights.kv_a = replicated(
         linear(prefix + "kv_a_proj_with_mqa.weight", config_.kv_width(), config_.hidden_size));
     weights.kv_a_norm = norm(prefix + "kv_a_layernorm.weight", config_.kv_lora_rank);
+    weights.ckv_scale = kv_scale(prefix + "ckv_scale");
     add_kv_b(prefix + "kv_b_proj.weight", weights);
     attention.o = output_projection(prefix);
     return attention;

@@ -112,6 +112,8 @@ GqaWeights FamilyWeights::gqa(const std::string& prefix, bool with_biases) {
     }
     return spec;
   });
+  weights.k_scale = kv_scale(prefix + "k_scale");
+  weights.v_scale = kv_scale(prefix + "v_scale");
   if (!with_biases) return weights;
   weights.qkv_bias = builder_.vector(sizes_.attn_tp_size, [&](int shard) {
     std::vector<TensorSpec> biases;
@@ -141,6 +143,11 @@ std::span<const float> FamilyWeights::norm(const std::string& name, int64_t widt
 
 std::span<const float> FamilyWeights::bias(const std::string& name, int64_t width) {
   return builder_.vector({.name = name, .kind = TensorKind::kBias, .cols = width});
+}
+
+std::span<const float> FamilyWeights::kv_scale(const std::string& name) {
+  if (!config_.kv_cache_scales || !builder_.with_ckpt()) return {};
+  return builder_.vector({.name = name, .kind = TensorKind::kScale, .cols = 1});
 }
 
 Embedding FamilyWeights::embedding(const std::string& name) {

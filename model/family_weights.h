@@ -73,6 +73,8 @@ class FamilyWeights {
   }
   std::span<const float> norm(const std::string& name, int64_t width);
   std::span<const float> bias(const std::string& name, int64_t width);
+  // Of one layer's int8 KV cache; empty without a checkpoint that has them.
+  std::span<const float> kv_scale(const std::string& name);
   Embedding embedding(const std::string& name);
   PackedMatrix head(const std::string& name);
   PackedMatrix replicated(const TensorSpec& tensor);

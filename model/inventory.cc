@@ -60,7 +60,8 @@ StoredType published_type(const TensorSpec& tensor, const ModelConfig& config) {
   // Of groups of codes with scales between them, whose size the family does not know.
   if (tensor.kind == TensorKind::kLinear && !config.not_runnable.empty())
     return {"I4", elements / 2};
-  if (tensor.name.ends_with("e_score_correction_bias")) return {"F32", elements * sizeof(float)};
+  if (tensor.kind == TensorKind::kScale || tensor.name.ends_with("e_score_correction_bias"))
+    return {"F32", elements * sizeof(float)};
   return {"BF16", elements * dtype_size(Dtype::kBf16)};
 }
 

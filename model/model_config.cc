@@ -215,11 +215,23 @@ void read_fp8(const JsonObject& quantization, ModelConfig& config) {
   config.weight_bits = 8;
 }
 
+// cann-recipes-infer's w8a8c8, or rows with scales of their own.
+void read_kv_cache_scheme(const JsonObject& quantization, ModelConfig& config) {
+  if (!quantization.has("kv_cache_scheme")) return;
+  const JsonObject scheme = quantization.object("kv_cache_scheme");
+  scheme.integer("num_bits", {8, 8});
+  scheme.choice<bool>("type", {{"int", true}});
+  config.int8_kv_cache = true;
+  config.kv_cache_scales = !scheme.boolean("dynamic", false);
+  if (config.kv_cache_scales) scheme.choice<bool>("strategy", {{"tensor", true}}, true);
+}
+
 // int8 or int4 codes with scales, as converted checkpoints have them.
 void read_compressed_tensors(const JsonObject& quantization, ModelConfig& config) {
   const JsonObject weights =
       quantization.object("config_groups").object("group_0").object("weights");
   config.weight_bits = as_int(weights.integer("num_bits", {4, 8}));
+  read_kv_cache_scheme(quantization, config);
   if (config.weight_bits == 8) {
     config.int8_weights = weights.choice<bool>("strategy", {{"channel", true}}, true);
     return;
@@ -276,6 +288,18 @@ float ModelConfig::softmax_scale() const {
   const layers::Rope rope(static_cast<int>(qk_rope_head_dim), rope_theta, yarn);
   return static_cast<float>(rope.softmax_scale_factor() /
                             std::sqrt(static_cast<double>(qk_head_dim())));
+}
+
+int ModelConfig::kv_slot(int layer) const {
+  if (!has_window()) return layer;
+  const auto before = sliding_layers.begin() + layer;
+  return static_cast<int>(std::count(sliding_layers.begin(), before, sliding_layers[layer]));
+}
+
+int ModelConfig::num_kv_slots(bool with_mtp) const {
+  if (!has_window()) return num_hidden_layers + (with_mtp ? 1 : 0);
+  const auto sliding = static_cast<int>(std::ranges::count(sliding_layers, true));
+  return std::max(sliding, num_hidden_layers - sliding);
 }
 
 ModelConfig read_model_config(const std::filesystem::path& directory, ModelUse use) {

@@ -1,6 +1,7 @@
 // model/model_config.h: what config.json says of a model, checked.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -51,6 +52,8 @@ struct ModelConfig {
   bool tie_word_embeddings = false;
   bool fp8_weights = false;            // quantization_config: fp8, e4m3, blocks of 128 x 128
   bool int8_weights = false;           // compressed-tensors: int8, a scale per output row
+  bool int8_kv_cache = false;          // its kv_cache_scheme: int8 rows
+  bool kv_cache_scales = false;        // with a scale per layer in the checkpoint
   int weight_bits = 16;                // of a quantised matrix: 8 (fp8, int8) or 4 (int4, mxfp4)
   std::vector<int32_t> eos_token_ids;  // generation_config.json if it has them, else config.json
   std::string not_runnable;            // why this model can only be checked; empty: it can run
@@ -63,6 +66,13 @@ struct ModelConfig {
   int64_t window_of(int layer) const {
     return !sliding_layers.empty() && sliding_layers[layer] ? sliding_window : 0;
   }
+  bool has_window() const {
+    return std::ranges::find(sliding_layers, true) != sliding_layers.end();
+  }
+  // A block of the KV cache holds rows of full layers, or of sliding ones: a layer's place in it,
+  // and how many places there are.
+  int kv_slot(int layer) const;
+  int num_kv_slots(bool with_mtp) const;
   int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
   int64_t kv_width() const { return kv_lora_rank + qk_rope_head_dim; }
   float softmax_scale() const;  // qk_head_dim^-0.5, times the YaRN factor

@@ -62,6 +62,7 @@ float deviation(const TensorSpec& tensor) {
     case TensorKind::kBias:
       return 0.01f;
     case TensorKind::kNorm:
+    case TensorKind::kScale:
       return 0;
     case TensorKind::kLinear:
     case TensorKind::kHead:

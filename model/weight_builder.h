@@ -51,6 +51,7 @@ class WeightBuilder {
   int world_size() const { return world_size_; }
   int world_rank() const { return world_rank_; }
   bool has(std::string_view tensor) const { return source_.has(tensor); }
+  bool with_ckpt() const { return options_.with_ckpt; }
 
   PackedMatrix matrix(int tp_size, const PerShard<MatrixSpec>& shard_spec);
   // As matrix(), in the type of kv_b's parts (WeightOptions::exact).

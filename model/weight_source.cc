@@ -95,6 +95,7 @@ SourceRows CheckpointSource::read(const TensorSpec& tensor, Range rows, Range co
     return read_f16(tensor, rows, buffer);
   SourceRows source = read_plain(tensor, rows, buffer);
   if (source.type == SourceRows::Type::kFp8) check_fp8(tensor, rows, cols, source);
+  if (tensor.kind == TensorKind::kScale) check_scale(tensor, source);
   return source;
 }
 
@@ -260,6 +261,15 @@ void CheckpointSource::read_int8_scales(const TensorSpec& tensor, Range rows,
                        directory_, tensor.name, scale, row);
     buffer.scales[row - rows.begin] = scale;
   }
+}
+
+void CheckpointSource::check_scale(const TensorSpec& tensor, const SourceRows& source) const {
+  std::vector<float> scale(tensor.cols);
+  layers::widen_row(source, 0, scale);
+  for (const float value : scale)
+    if (!(value > 0) || !std::isfinite(value))
+      throw_user_error("{}: tensor '{}' holds {}; scales are positive", directory_, tensor.name,
+                       value);
 }
 
 void CheckpointSource::check_fp8(const TensorSpec& tensor, Range rows, Range cols,

@@ -21,6 +21,7 @@ enum class TensorKind {
   kEmbedding,    // a lookup table
   kNorm,         // a vector of scales
   kBias,         // offsets
+  kScale,        // a positive number: what the codes of a KV cache are multiplied by
   // A matrix in 4-bit codes, "<name>_blocks", with a scale each 32, "<name>_scales"; or not
   // quantised, "<name>", where rows and columns of each expert are exchanged, as Hugging Face's
   // GptOssExperts keeps them.
@@ -38,7 +39,9 @@ struct TensorSpec {
   int64_t first_row = 0, row_step = 1;
   std::vector<int64_t> stored_shape = {};
 
-  bool is_vector() const { return kind == TensorKind::kNorm || kind == TensorKind::kBias; }
+  bool is_vector() const {
+    return kind == TensorKind::kNorm || kind == TensorKind::kBias || kind == TensorKind::kScale;
+  }
   int64_t stored_row(int64_t row) const { return first_row + row * row_step; }
   std::vector<int64_t> shape() const {
     if (!stored_shape.empty()) return stored_shape;
@@ -88,6 +91,7 @@ class CheckpointSource final : public WeightSource {
   layers::SourceRows read_f16(const TensorSpec& tensor, Range rows, RowBuffer& buffer) const;
   layers::SourceRows read_plain(const TensorSpec& tensor, Range rows, RowBuffer& buffer) const;
   void read_int8_scales(const TensorSpec& tensor, Range rows, RowBuffer& buffer) const;
+  void check_scale(const TensorSpec& tensor, const layers::SourceRows& source) const;
   void check_fp8(const TensorSpec& tensor, Range rows, Range cols,
                  const layers::SourceRows& source) const;
 

@@ -27,6 +27,8 @@ struct MlaWeights {                 // one layer's; h = this rank's heads
   PackedMatrix q_b;   // [h (nope + rope), q_lora], or q_proj [.., hidden] without q_lora
   PackedMatrix kv_a;  // [kv_lora + rope, hidden]
   std::span<const float> kv_a_norm;  // [kv_lora]
+  std::span<const float>
+      ckv_scale;                   // [1], of the latent in an int8 KV cache; empty: each row's own
   std::vector<PackedMatrix> w_uk;  // per head [kv_lora, nope]: absorbs the query (kv_b, transposed)
   std::vector<PackedMatrix> w_uv;  // per head [v, kv_lora]: from latent to value
 };
@@ -36,6 +38,8 @@ struct GqaWeights {  // one layer's; h = this rank's heads, g = the kv heads the
   std::span<const float> qkv_bias;        // [(h + 2 g) head_dim]; empty without
   std::span<const float> q_norm, k_norm;  // [head_dim]; empty without
   std::span<const float> sinks;           // [h]; empty without
+  // [1], of keys and of values in an int8 KV cache; empty: each head's own in each row.
+  std::span<const float> k_scale, v_scale;
 };
 
 struct AttentionWeights {

@@ -53,6 +53,11 @@ bool Instance::on_signal() {
 }
 
 void Instance::run() {
+  if (model_.has_window())
+    throw_user_error(
+        "--pd-role {}: a model with sliding-window layers is served by one instance that does "
+        "both; leave it out",
+        role_name(options_.role));
   const launcher::Load load{.longest_prompt = model_.max_position_embeddings,
                             .longest_sequence = model_.max_position_embeddings,
                             .adopts = options_.role == pd::Role::Decode};

@@ -42,6 +42,18 @@ std::string identity_of(const launcher::Config& config) {
   return identity;
 }
 
+const char* kv_type_name(layers::KvType type) {
+  switch (type) {
+    case layers::KvType::kF32:
+      return "float32";
+    case layers::KvType::kBf16:
+      return "bfloat16";
+    case layers::KvType::kInt8:
+      return "int8";
+  }
+  return "";
+}
+
 }  // namespace
 
 const pd::Envelope* verified_message(std::span<const uint8_t> bytes) {
@@ -169,7 +181,7 @@ pd::InstanceT describe_instance(pd::Role role, const launcher::Config& config,
   pd::InstanceT about;
   about.role = role;
   about.identity = identity_of(config);
-  about.kv_type = shape.type == layers::KvType::kF32 ? "float32" : "bfloat16";
+  about.kv_type = kv_type_name(shape.type);
   about.num_layers = shape.num_layers;
   about.block_size = shape.block_size;
   about.width = shape.width;

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 
 #include "fake_ranks.h"
@@ -12,6 +13,7 @@ namespace {
 
 using testing::AllOf;
 using testing::ElementsAre;
+using testing::Ge;
 using testing::HasSubstr;
 using testing::IsEmpty;
 using Ints = std::vector<int32_t>;
@@ -97,6 +99,64 @@ TEST(Scheduler, WithMtpABlockIsReusedOnlyBeforeTheTokenThatFollowedIt) {
 
   EXPECT_EQ(world.sequence(0, 0).first_position, 8);
   EXPECT_EQ(world.sequence(0, 1).first_position, 4);
+}
+
+// Blocks of 4, a window of 6: a query at position p sees [p - 5, p].
+SchedulerLimits with_window() {
+  SchedulerLimits limits = one_rank();
+  limits.window = 6;
+  limits.max_prefill_tokens = 8;
+  return limits;
+}
+
+TEST(Scheduler, SlidingLayersGiveBackWhatLiesBehindTheirWindow) {
+  FakeRanks world(with_window(), {request(20, 100)});
+
+  EXPECT_THAT(world.sequence(0, 0).window_table, ElementsAre(Ge(0), Ge(0)));
+  world.step();  // 8 to 15, which see 3 and more
+  EXPECT_THAT(world.sequence(0, 0).window_table, ElementsAre(Ge(0), Ge(0), Ge(0), Ge(0)));
+  world.step();  // 16 to 19 see 11 and more
+  EXPECT_THAT(world.sequence(0, 0).window_table, ElementsAre(-1, -1, Ge(0), Ge(0), Ge(0)));
+  for (int i = 0; i < 60; ++i) world.step();
+  const auto& table = world.sequence(0, 0).window_table;
+  EXPECT_EQ(std::ssize(table), std::ssize(world.sequence(0, 0).block_table));
+  EXPECT_LE(std::ranges::count_if(table, [](int32_t b) { return b >= 0; }), 3);
+}
+
+TEST(Scheduler, ALongSequenceNeedsOnlyItsWindowInSlidingLayers) {
+  const SchedulerLimits limits = with_window();
+  const int64_t window = limits.blocks_of(6 - 1 + 8) + 1;
+
+  EXPECT_EQ(limits.most_blocks(400, 400), 800 / 4 + window);
+  EXPECT_EQ(limits.most_blocks(4, 4), 2 + 2);
+}
+
+TEST(Scheduler, APrefixNeedsTheBlocksOfItsLastWindowOnly) {
+  SchedulerLimits limits = with_window();
+  // 16 tokens: 4 blocks, and 4 of sliding layers, of which the last 2 are seen from position 16.
+  limits.blocks_per_dp_rank = 12;
+  FakeRanks world(limits, {request(16, 1)});
+  world.step();
+  world.step();
+  ASSERT_TRUE(world.finished());
+
+  Request longer = request(17, 1);
+  world.scheduler().submit(longer);
+  world.scheduler().advance();
+
+  EXPECT_EQ(world.sequence(0, 0).first_position, 16);
+  EXPECT_THAT(world.sequence(0, 0).window_table, ElementsAre(-1, -1, Ge(0), Ge(0), Ge(0)));
+  world.step();
+
+  // Another request takes the blocks that were unused for longest: those behind the window.
+  Request other = request(12, 1);
+  std::ranges::fill(other.prompt, 99);
+  world.scheduler().submit(other);
+  world.scheduler().advance();
+  while (!world.finished()) world.step();
+  world.scheduler().submit(longer);
+  world.scheduler().advance();
+  EXPECT_EQ(world.sequence(0, 0).first_position, 16);
 }
 
 TEST(Scheduler, WhatIsObservedIsNotReused) {

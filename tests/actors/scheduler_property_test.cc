@@ -1,5 +1,6 @@
 // Random requests over random worlds, whose ranks accept drafts at random: every plan is checked
-// against what is known of its sequences, and the end against what each request yields alone.
+// against what is known of its sequences and of the rows in its blocks, and the end against what
+// each request yields alone.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -22,6 +23,16 @@ int32_t true_token(int request, int64_t position) {
   uint64_t x = static_cast<uint64_t>(request) * 1'000'003 + static_cast<uint64_t>(position);
   x = (x ^ (x >> 31)) * 0x9e3779b97f4a7c15;
   return static_cast<int32_t>((x >> 40) % kVocab);
+}
+
+enum class Kind { kFull, kWindow };  // of layers
+
+// A row of the cache: what it was computed from.
+uint64_t true_row(Kind kind, int request, int64_t position) {
+  uint64_t x = kind == Kind::kFull ? 1 : 2;
+  for (int64_t p = 0; p <= position; ++p)
+    x = (x + static_cast<uint64_t>(true_token(request, p))) * 0x9e3779b97f4a7c15;
+  return x;
 }
 double log_prob(int request, int64_t position) {
   return -1 - static_cast<double>(position) - 1000.0 * request;
@@ -84,7 +95,7 @@ class RandomWorld {
     bool finished = false;
     int64_t computed = 0;
     int64_t known = 0, prefill_end = 0;  // tokens; those known when it began, or began again
-    Ints block_table, drafts;
+    Ints block_table, window_table, drafts;
     int restarts = 0;
     int64_t num_drafted = 0, num_accepted = 0, verify_steps = 0;
   };
@@ -102,6 +113,7 @@ class RandomWorld {
     limits.max_positions = 20 + below(40);
     limits.block_size = 1 + below(9);
     limits.reserved_decode_tokens = below(20);
+    if (below(2) == 0) limits.window = 1 + below(20);
     return limits;
   }
 
@@ -175,19 +187,31 @@ class RandomWorld {
     EXPECT_LE(running, limits_.batch_size);
   }
 
+  // Where a block is used.
+  struct Place {
+    Kind kind;
+    uint32_t sequence;
+    size_t entry;
+  };
+
   // Returns the number of rows.
   int64_t check_rank(int rank) {
     const msg::StepPlanT& plan = world_.plan(rank);
     EXPECT_LE(std::ssize(plan.sequences), limits_.sequences_per_dp_rank());
     int64_t rows = 0, prompt_rows = 0;
-    std::map<int32_t, std::pair<int, size_t>> blocks;  // a sequence that has it, and where
+    std::map<int32_t, Place> blocks;
     for (const auto& s : plan.sequences) {
       check_sequence(*s, rank / limits_.attn_tp_size);
       EXPECT_EQ(plan.observe & requests_[s->sequence].observe, requests_[s->sequence].observe);
-      for (size_t i = 0; i < s->block_table.size(); ++i) {
-        const auto [other, is_new] = blocks.try_emplace(s->block_table[i], s->sequence, i);
-        if (!is_new) check_shared(*s, i, other->second);
-      }
+      const auto take = [&](Kind kind, const Ints& table) {
+        for (size_t i = 0; i < table.size(); ++i) {
+          if (kind == Kind::kWindow && table[i] == BlockPool::kGone) continue;
+          const auto [other, is_new] = blocks.try_emplace(table[i], Place{kind, s->sequence, i});
+          if (!is_new) check_shared(*s, {kind, s->sequence, i}, other->second);
+        }
+      };
+      take(Kind::kFull, s->block_table);
+      take(Kind::kWindow, s->window_table);
       rows += std::ssize(s->tokens);
       if (s->first_position < followed_[s->sequence].prefill_end)
         prompt_rows += std::ssize(s->tokens);
@@ -212,6 +236,8 @@ class RandomWorld {
         << "moved to other blocks";
     f.block_table = s.block_table;
     EXPECT_EQ(s.first_position, f.computed);
+    check_windows(s, f);
+    check_rows(s, dp_rank);
 
     const auto known = std::ssize(s.tokens) - s.num_drafts;
     ASSERT_GE(known, 1);
@@ -229,6 +255,41 @@ class RandomWorld {
     EXPECT_LT(last_slot / limits_.block_size, std::ssize(s.block_table));
   }
 
+  // Blocks of sliding layers stay where they are until they lie behind the window.
+  void check_windows(const msg::SequencePlanT& s, Followed& f) {
+    ASSERT_EQ(s.window_table.size(), limits_.window > 0 ? s.block_table.size() : 0u);
+    if (limits_.window == 0) return;
+    const int64_t size = limits_.block_size, seen = s.first_position + 1 - limits_.window;
+    int64_t held = 0;
+    for (int64_t i = 0; i < std::ssize(s.window_table); ++i) {
+      const bool gone = s.window_table[i] == BlockPool::kGone;
+      EXPECT_EQ(gone, (i + 1) * size <= seen) << "block " << i;
+      if (i < std::ssize(f.window_table) && !gone) {
+        EXPECT_EQ(s.window_table[i], f.window_table[i]) << "moved to another block";
+      }
+      held += gone ? 0 : 1;
+    }
+    const int64_t rows = limits_.window + limits_.max_prefill_tokens + 3 * limits_.num_drafts;
+    EXPECT_LE(held, rows / size + 2);
+    f.window_table = s.window_table;
+  }
+
+  // Whatever the step will read is what the sequence, or one with the same beginning, has written.
+  void check_rows(const msg::SequencePlanT& s, int dp_rank) {
+    const auto request = static_cast<int>(s.sequence);
+    for (int64_t p = 0; p < s.first_position; ++p) {
+      EXPECT_EQ(row(dp_rank, s.block_table, p), true_row(Kind::kFull, request, p));
+      if (limits_.window > 0 && p > s.first_position - limits_.window) {
+        EXPECT_EQ(row(dp_rank, s.window_table, p), true_row(Kind::kWindow, request, p));
+      }
+    }
+  }
+  uint64_t& row(int dp_rank, const Ints& table, int64_t position) {
+    std::vector<uint64_t>& rows = rows_[{dp_rank, table[position / limits_.block_size]}];
+    rows.resize(limits_.block_size);
+    return rows[position % limits_.block_size];
+  }
+
   // It starts, or starts again, perhaps with whole blocks that hold its first tokens.
   void begin(Followed& f, const msg::SequencePlanT& s, int dp_rank, int preemptions) {
     EXPECT_EQ(s.first_position % limits_.block_size, 0);
@@ -239,15 +300,17 @@ class RandomWorld {
     f.computed = s.first_position;
     f.prefill_end = f.known;
     f.block_table = s.block_table;
+    f.window_table = s.window_table;
     f.drafts.clear();
   }
 
   // A block in two tables holds the same tokens (with MTP, the same token after them), and nobody
   // writes to it.
-  void check_shared(const msg::SequencePlanT& s, size_t i, std::pair<int, size_t> other) {
-    EXPECT_EQ(i, other.second);
-    const int64_t end = static_cast<int64_t>(i + 1) * limits_.block_size;
-    const int a = static_cast<int>(s.sequence), b = other.first;
+  void check_shared(const msg::SequencePlanT& s, const Place& place, const Place& other) {
+    EXPECT_EQ(place.kind, other.kind);
+    EXPECT_EQ(place.entry, other.entry);
+    const int64_t end = static_cast<int64_t>(place.entry + 1) * limits_.block_size;
+    const int a = static_cast<int>(s.sequence), b = static_cast<int>(other.sequence);
     for (int64_t p = 0; p < end + (limits_.run_mtp ? 1 : 0); ++p)
       EXPECT_EQ(true_token(a, p), true_token(b, p)) << "position " << p;
     EXPECT_GE(followed_[a].computed, end);
@@ -267,12 +330,26 @@ class RandomWorld {
       if ((plan.observe & static_cast<uint8_t>(msg::Observe::LogProbs)) != 0)
         for (int64_t i = 0; i < rows; ++i)
           done.log_probs.push_back(log_prob(static_cast<int>(s->sequence), s->first_position + i));
-      play_sequence(*s, done);
+      play_sequence(*s, rank / limits_.attn_tp_size, done);
     }
     return done;
   }
 
-  void play_sequence(const msg::SequencePlanT& s, msg::StepDoneT& done) {
+  // Drafts write the rows of what they take for the tokens.
+  void write_rows(const msg::SequencePlanT& s, int dp_rank) {
+    const auto request = static_cast<int>(s.sequence);
+    bool right = true;
+    for (int64_t i = 0; i < std::ssize(s.tokens); ++i) {
+      const int64_t p = s.first_position + i;
+      right = right && s.tokens[i] == true_token(request, p);
+      row(dp_rank, s.block_table, p) = right ? true_row(Kind::kFull, request, p) : 0;
+      if (limits_.window > 0)
+        row(dp_rank, s.window_table, p) = right ? true_row(Kind::kWindow, request, p) : 0;
+    }
+  }
+
+  void play_sequence(const msg::SequencePlanT& s, int dp_rank, msg::StepDoneT& done) {
+    write_rows(s, dp_rank);
     Followed& f = followed_[s.sequence];
     const auto request = static_cast<int>(s.sequence);
     const int64_t first_new = s.first_position + std::ssize(s.tokens) - s.num_drafts;
@@ -324,6 +401,8 @@ class RandomWorld {
   std::vector<Request> requests_;
   std::vector<Followed> followed_;
   FakeRanks world_;
+  std::map<std::pair<int, int32_t>, std::vector<uint64_t>>
+      rows_;  // by data-parallel rank and block
   int64_t preemptions_ = 0, reused_tokens_ = 0;
 };
 

@@ -3,11 +3,13 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "launcher/config.h"
 #include "launcher/launch.h"
 #include "launcher/launch_sizes.h"
+#include "tests/model/files.h"
 
 namespace troupe::launcher {
 namespace {
@@ -125,29 +127,37 @@ TEST(TokenTraffic, AllLogitsOrTheBestOfEachRank) {
                    3 * 25 * 8);
 }
 
-// Counted over all choices of groups and experts.
-TEST(MeanRanksVisited, IsTheMeanOverAllChoices) {
-  for (const int topk_groups : {1, 2, 4}) {
-    for (const int num_ranks : {1, 2, 4, 8}) {
-      int64_t visited = 0, choices = 0;
-      for (unsigned groups = 0; groups < 16; ++groups) {
-        if (std::popcount(groups) != topk_groups) continue;
-        for (int a = 0; a < 8; ++a) {
-          for (int b = a + 1; b < 8; ++b) {
-            if ((groups >> (a / 2) & 1) == 0 || (groups >> (b / 2) & 1) == 0) continue;
-            ++choices;
-            visited += a * num_ranks / 8 == b * num_ranks / 8 ? 1 : 2;
-          }
-        }
+// Two of 8 experts, out of `topk_groups` groups of two, counted over all choices of both.
+double counted_visits(int topk_groups, const std::vector<int>& rank_of_expert) {
+  int64_t visited = 0, choices = 0;
+  for (unsigned groups = 0; groups < 16; ++groups) {
+    if (std::popcount(groups) != topk_groups) continue;
+    for (int a = 0; a < 8; ++a) {
+      for (int b = a + 1; b < 8; ++b) {
+        if ((groups >> (a / 2) & 1) == 0 || (groups >> (b / 2) & 1) == 0) continue;
+        ++choices;
+        visited += rank_of_expert[a] == rank_of_expert[b] ? 1 : 2;
       }
-      layers::TopkGateConfig gate;
-      gate.num_experts = 8;
-      gate.topk = 2;
-      gate.num_groups = 4;
-      gate.topk_groups = topk_groups;
-      EXPECT_NEAR(mean_ranks_visited(gate, num_ranks),
-                  static_cast<double>(visited) / static_cast<double>(choices), 1e-12)
-          << topk_groups << " groups, " << num_ranks << " ranks";
+    }
+  }
+  return static_cast<double>(visited) / static_cast<double>(choices);
+}
+
+TEST(MeanRanksVisited, IsTheMeanOverAllChoices) {
+  layers::TopkGateConfig gate;
+  gate.num_experts = 8;
+  gate.topk = 2;
+  gate.num_groups = 4;
+  for (const int num_ranks : {1, 2, 4, 8}) {
+    for (const int stride : {1, 3, 5}) {  // in order, and scattered
+      std::vector<int> rank_of_expert(8);
+      for (int e = 0; e < 8; ++e) rank_of_expert[e * stride % 8] = e * num_ranks / 8;
+      for (const int topk_groups : {1, 2, 4}) {
+        gate.topk_groups = topk_groups;
+        EXPECT_NEAR(mean_ranks_visited(gate, rank_of_expert, num_ranks),
+                    counted_visits(topk_groups, rank_of_expert), 1e-12)
+            << topk_groups << " groups, " << num_ranks << " ranks, stride " << stride;
+      }
     }
   }
 }
@@ -207,6 +217,23 @@ TEST(TokenTraffic, IsNearWhatRanksSendToExperts) {
   const Measured sums = measure({"runtime_config.deterministic=False"}, 4, 100);
   EXPECT_NEAR(sums.sent / sums.computed, 1, 0.1);
   EXPECT_LT(sums.sent, parts.sent);
+}
+
+// Half of the experts twice, the second time two ranks further on.
+TEST(TokenTraffic, CountsTheCopiesOfExperts) {
+  const model::ModelConfig model = model::read_model_config(kSource / "models/tiny-moe");
+  model::ExpertPlacement placement;
+  for (const int layer : model::moe_layers(model))
+    for (int rank = 0; rank < 4; ++rank)
+      for (const int expert : {0, 1, 2, 3, 8, 9})
+        placement.layers[layer].push_back((4 * rank + expert) % 16);
+  const model::TemporaryDirectory directory;
+  const auto file = directory.write("placement.json", model::placement_json(placement).dump());
+
+  const std::string copies = "runtime_config.expert_placement=" + file.string();
+  const Measured redundant = measure({copies, "runtime_config.deterministic=False"}, 4, 100);
+
+  EXPECT_NEAR(redundant.sent / redundant.computed, 1, 0.1);
 }
 
 }  // namespace

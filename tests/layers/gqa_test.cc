@@ -30,13 +30,16 @@ struct Sequence {
                                    .num_blocks = blocks,
                                    .block_size = block_size,
                                    .width = row_width,
-                                   .type = type};
+                                   .type = type,
+                                   .int8_width = type == KvType::kInt8 ? row_width : 0,
+                                   .int8_group = shape.head_dim};
     memory.assign(cache_shape.bytes(), std::byte{0x7f});
     cache = KvCache(cache_shape, memory.data());
-    if (type == KvType::kBf16)
-      for (float& value : rows) value = round_to_bf16(value);
-    for (int64_t j = 0; j < length; ++j)
+    for (int64_t j = 0; j < length; ++j) {
       cache.write(1, table, j, std::span(rows).subspan(j * row_width, row_width));
+      for (int64_t i = 0; i < row_width; ++i)
+        rows[j * row_width + i] = cache.element(cache.row(1, table, j), i);
+    }
   }
 
   int64_t q_width() const { return int64_t{shape.num_heads} * shape.head_dim; }
@@ -118,7 +121,8 @@ constexpr GqaShape kShape{.num_heads = 8,
 const std::vector<int64_t> kPositions{0, 1, 14, 15, 16, 62, 63, 64, 79, 80, 127, 128, 143, 200};
 
 TEST(GqaAttention, EachGroupOfQueryHeadsReadsItsKeysAndValues) {
-  expect_naive(Sequence(kShape, KvType::kF32, 16, 201), kPositions);
+  for (const KvType type : {KvType::kF32, KvType::kBf16, KvType::kInt8})
+    expect_naive(Sequence(kShape, type, 16, 201), kPositions);
 }
 
 TEST(GqaAttention, ASinkTakesItsShareOfTheSoftmax) {
@@ -166,7 +170,7 @@ TEST(GqaAttention, EveryPathEqualsTheReferenceBitForBit) {
   std::vector<int64_t> positions;
   for (int64_t i = 0; i < 140; ++i) positions.push_back(i);
   for (const int head_dim : {16, 40, 64}) {
-    for (const KvType type : {KvType::kF32, KvType::kBf16}) {
+    for (const KvType type : {KvType::kF32, KvType::kBf16, KvType::kInt8}) {
       for (const int window : {0, 16, 70}) {
         GqaShape shape = kShape;
         shape.head_dim = head_dim;
@@ -184,12 +188,12 @@ TEST(GqaAttention, EveryPathEqualsTheReferenceBitForBit) {
   }
 }
 
-TEST(GqaAttention, AHeadDoesNotDependOnPagingOrOnWhichHeadsTheRankHas) {
-  Sequence whole(kShape, KvType::kBf16, 128, 150);
+void expect_a_head_to_stand_alone(KvType type) {
+  Sequence whole(kShape, type, 128, 150);
   whole.window = 70;
   const std::vector<float> expected = whole.attend(gqa_attention, {149});
   for (const int block_size : {1, 16, 200}) {
-    Sequence s(kShape, KvType::kBf16, block_size, 150);
+    Sequence s(kShape, type, block_size, 150);
     s.window = 70;
     EXPECT_TRUE(equal_bits(s.attend(gqa_attention, {149}), expected)) << block_size;
   }
@@ -199,7 +203,7 @@ TEST(GqaAttention, AHeadDoesNotDependOnPagingOrOnWhichHeadsTheRankHas) {
   part.num_heads = 3;
   part.num_kv_heads = 1;
   part.first_head = 1;
-  Sequence s(part, KvType::kBf16, 16, 150);
+  Sequence s(part, type, 16, 150);
   s.window = 70;
   for (int64_t j = 0; j < 150; ++j) {
     std::vector<float> row(whole.key(j, 1), whole.key(j, 1) + 40);
@@ -209,6 +213,31 @@ TEST(GqaAttention, AHeadDoesNotDependOnPagingOrOnWhichHeadsTheRankHas) {
   std::copy_n(&whole.q[149 * 8 * 40 + 5 * 40], 3 * 40, &s.q[149 * 3 * 40]);
   const std::vector<float> heads = s.attend(gqa_attention, {149});
   EXPECT_TRUE(equal_bits(heads, {expected.begin() + 5 * 40, expected.begin() + 8 * 40}));
+}
+
+TEST(GqaAttention, AHeadDoesNotDependOnPagingOrOnWhichHeadsTheRankHas) {
+  expect_a_head_to_stand_alone(KvType::kBf16);
+  expect_a_head_to_stand_alone(KvType::kInt8);
+}
+
+// What a window has left behind is somebody else's: not even its blocks are looked at.
+TEST(GqaAttention, BlocksBehindTheWindowMayBeGone) {
+  for (const KvType type : {KvType::kF32, KvType::kBf16, KvType::kInt8}) {
+    for (const int block_size : {3, 16, 64, 128}) {
+      Sequence s(kShape, type, block_size, 201);
+      s.window = 70;
+      const std::vector<int64_t> positions{195, 196, 200};
+      const std::vector<float> expected = s.attend(gqa_attention, positions);
+      for (int64_t b = 0; (b + 1) * block_size <= 195 + 1 - 70; ++b) s.table[b] = -1;
+
+      on_every_isa([&] {
+        EXPECT_TRUE(equal_bits(s.attend(gqa_attention, positions), expected)) << block_size;
+      });
+      if (s.table[0] == -1) {
+        EXPECT_THROW(s.attend(gqa_attention, {60}), std::logic_error);
+      }
+    }
+  }
 }
 
 TEST(GqaAttention, RefusesShapesThatDoNotMatch) {

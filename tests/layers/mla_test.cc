@@ -40,16 +40,19 @@ struct Sequence {
                                    .num_blocks = blocks,
                                    .block_size = block_size,
                                    .width = width,
-                                   .type = type};
+                                   .type = type,
+                                   .int8_width = type == KvType::kInt8 ? shape.kv_lora_rank : 0,
+                                   .int8_group = shape.kv_lora_rank};
     memory.assign(cache_shape.bytes(), std::byte{0x7f});
     cache = KvCache(cache_shape, memory.data());
-    if (type == KvType::kBf16)
-      for (float& value : rows) value = round_to_bf16(value);
   }
 
   void write(int64_t first, int64_t last) {
-    for (int64_t j = first; j < last; ++j)
+    for (int64_t j = first; j < last; ++j) {
       cache.write(1, table, j, std::span(rows).subspan(j * width, width));
+      for (int64_t i = 0; i < width; ++i)
+        rows[j * width + i] = cache.element(cache.row(1, table, j), i);
+    }
   }
 
   using Attention = decltype(mla_attention);
@@ -72,7 +75,7 @@ struct Sequence {
   MlaShape shape;
   int64_t length;
   int64_t width;
-  std::vector<float> rows;  // [length, width], as the cache holds them
+  std::vector<float> rows;  // [length, width]; once written, as the cache holds them
   std::vector<float> q;     // [length, num_heads, width]
   std::vector<int32_t> table;
   std::vector<std::byte> memory;
@@ -144,20 +147,22 @@ Naive naive_attention(const Sequence& s, int64_t position, int head) {
 }
 
 TEST(MlaAttention, AgreesWithSoftmaxAttentionInDouble) {
-  Sequence s({.num_heads = 3, .kv_lora_rank = 40, .rope_dim = 8, .softmax_scale = 0.3f},
-             KvType::kF32, 16, 201);
-  s.write(0, 201);
-  const std::vector<int64_t> positions{0, 1, 62, 63, 64, 127, 128, 200};
+  for (const KvType type : {KvType::kF32, KvType::kBf16, KvType::kInt8}) {
+    Sequence s({.num_heads = 3, .kv_lora_rank = 40, .rope_dim = 8, .softmax_scale = 0.3f}, type, 16,
+               201);
+    s.write(0, 201);
+    const std::vector<int64_t> positions{0, 1, 62, 63, 64, 127, 128, 200};
 
-  const std::vector<float> o = s.attend(mla_attention, positions);
+    const std::vector<float> o = s.attend(mla_attention, positions);
 
-  for (size_t t = 0; t < positions.size(); ++t) {
-    for (int head = 0; head < 3; ++head) {
-      const Naive naive = naive_attention(s, positions[t], head);
-      ASSERT_LT(naive.tolerance, 3e-4);
-      for (int i = 0; i < 40; ++i)
-        EXPECT_NEAR(o[(t * 3 + head) * 40 + i], naive.o[i], naive.tolerance)
-            << "position " << positions[t] << " head " << head << " element " << i;
+    for (size_t t = 0; t < positions.size(); ++t) {
+      for (int head = 0; head < 3; ++head) {
+        const Naive naive = naive_attention(s, positions[t], head);
+        ASSERT_LT(naive.tolerance, 3e-4);
+        for (int i = 0; i < 40; ++i)
+          EXPECT_NEAR(o[(t * 3 + head) * 40 + i], naive.o[i], naive.tolerance)
+              << "position " << positions[t] << " head " << head << " element " << i;
+      }
     }
   }
 }
@@ -174,12 +179,12 @@ TEST(MlaAttention, TheFirstTokenSeesItselfOnly) {
 
 TEST(MlaAttention, EveryPathEqualsTheReferenceBitForBit) {
   for (const int heads : {1, 3, 8}) {
-    for (const KvType type : {KvType::kF32, KvType::kBf16}) {
+    for (const KvType type : {KvType::kF32, KvType::kBf16, KvType::kInt8}) {
       for (const int block_size : {1, 3, 16, 128}) {
         Sequence s({.num_heads = heads, .kv_lora_rank = 72, .rope_dim = 6, .softmax_scale = 0.5f},
-                   type, block_size, 201);
-        s.write(0, 201);
-        const std::vector<int64_t> positions = range(0, 201);
+                   type, block_size, 140);
+        s.write(0, 140);
+        const std::vector<int64_t> positions = range(0, 140);
         const std::vector<float> expected = s.attend(reference::mla_attention, positions);
 
         on_every_isa([&] {
@@ -192,31 +197,35 @@ TEST(MlaAttention, EveryPathEqualsTheReferenceBitForBit) {
 }
 
 TEST(MlaAttention, EveryPathEqualsTheReferenceAtDeepSeeksWidth) {
-  Sequence s({.num_heads = 6, .kv_lora_rank = 512, .rope_dim = 64, .softmax_scale = 0.04f},
-             KvType::kBf16, 128, 131);
-  s.write(0, 131);
-  const std::vector<float> expected = s.attend(reference::mla_attention, {130});
+  for (const KvType type : {KvType::kBf16, KvType::kInt8}) {
+    Sequence s({.num_heads = 6, .kv_lora_rank = 512, .rope_dim = 64, .softmax_scale = 0.04f}, type,
+               128, 131);
+    s.write(0, 131);
+    const std::vector<float> expected = s.attend(reference::mla_attention, {130});
 
-  on_every_isa([&] { EXPECT_TRUE(equal_bits(s.attend(mla_attention, {130}), expected)); });
+    on_every_isa([&] { EXPECT_TRUE(equal_bits(s.attend(mla_attention, {130}), expected)); });
+  }
 }
 
 TEST(MlaAttention, ATokenDoesNotDependOnPagingOrBatchOrOnWhenRowsWereWritten) {
   const MlaShape shape{.num_heads = 5, .kv_lora_rank = 32, .rope_dim = 16, .softmax_scale = 0.3f};
-  Sequence whole(shape, KvType::kBf16, 128, 150);
-  whole.write(0, 150);
-  const std::vector<float> expected = whole.attend(mla_attention, range(0, 150));
+  for (const KvType type : {KvType::kBf16, KvType::kInt8}) {
+    Sequence whole(shape, type, 128, 150);
+    whole.write(0, 150);
+    const std::vector<float> expected = whole.attend(mla_attention, range(0, 150));
 
-  for (const int block_size : {1, 3, 16, 64, 200}) {
-    Sequence s(shape, KvType::kBf16, block_size, 150);
-    std::vector<float> got;
-    int64_t written = 0;
-    for (const int64_t chunk : {1, 62, 2, 20, 65}) {
-      s.write(written, written + chunk);
-      const std::vector<float> o = s.attend(mla_attention, range(written, written + chunk));
-      got.insert(got.end(), o.begin(), o.end());
-      written += chunk;
+    for (const int block_size : {1, 3, 16, 64, 200}) {
+      Sequence s(shape, type, block_size, 150);
+      std::vector<float> got;
+      int64_t written = 0;
+      for (const int64_t chunk : {1, 62, 2, 20, 65}) {
+        s.write(written, written + chunk);
+        const std::vector<float> o = s.attend(mla_attention, range(written, written + chunk));
+        got.insert(got.end(), o.begin(), o.end());
+        written += chunk;
+      }
+      EXPECT_TRUE(equal_bits(got, expected)) << "blocks of " << block_size;
     }
-    EXPECT_TRUE(equal_bits(got, expected)) << "blocks of " << block_size;
   }
 }
 

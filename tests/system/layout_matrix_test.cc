@@ -135,6 +135,21 @@ std::vector<Subject> subjects() {
   for (const std::string format : {"int8", "int4", "mxfp4"})
     all.push_back({"tiny_moe_" + format, [=] { return tiny_moe_case("bfloat16", format); },
                    kQuantizedLayouts});
+  all.push_back({"tiny_moe_int8_kv_cache",
+                 [] {
+                   LayoutCase result = tiny_moe_case("bfloat16");
+                   result.config["runtime_config"]["kv_cache_format"] = "int8";
+                   return result;
+                 },
+                 kQuantizedLayouts});
+  all.push_back({"gpt_oss_tiny_int8_kv_cache",
+                 [] {
+                   LayoutCase result = golden_case("gpt-oss-tiny", "bfloat16");
+                   result.config["runtime_config"]["kv_cache_format"] = "int8";
+                   result.config["scheduler_config"]["block_size"] = 4;
+                   return result;
+                 },
+                 kQuantizedLayouts});
   return all;
 }
 
