@@ -1,5 +1,6 @@
 #include "actors/mla_attention.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "layers/linear.h"
@@ -10,6 +11,14 @@ namespace troupe::actors {
 
 using comm::TraceOp;
 using layers::Rounding;
+
+namespace {
+
+// Rows that go through attention together: what lies between its products is wide (a latent and a
+// rotated part for every head, in fp32) and stays in the cache from one to the next.
+constexpr int64_t kRows = 64;
+
+}  // namespace
 
 MlaAttention::MlaAttention(const RankContext& context) : context_(context), rotary_(context) {
   const model::ModelConfig& c = context_.config;
@@ -25,11 +34,12 @@ MlaAttention::MlaAttention(const RankContext& context) : context_(context), rota
   query_latent_ = rows(c.q_lora_rank);
   query_ = rows(heads * c.qk_head_dim());
   latent_ = rows(c.kv_width());
-  absorbed_ = rows(heads * c.kv_width());
-  attended_ = rows(heads * c.kv_lora_rank);
+  const int64_t few_rows = std::min<int64_t>(context_.max_rows, kRows);
+  absorbed_ = context_.workspace.allocate(few_rows, heads * c.kv_width());
+  attended_ = context_.workspace.allocate(few_rows, heads * c.kv_lora_rank);
   heads_out_ = rows(heads * c.v_head_dim);
   head_inputs_.resize(heads);
-  jobs_.reserve(heads);
+  jobs_.resize(heads);
 }
 
 void MlaAttention::begin_forward(std::span<const layers::KvQuery> queries,
@@ -41,45 +51,63 @@ void MlaAttention::begin_forward(std::span<const layers::KvQuery> queries,
 Matrix<float> MlaAttention::attend(int layer, const model::AttentionWeights& weights,
                                    Matrix<const float> normed) {
   const model::MlaWeights& mla = *weights.mla;
-  const Matrix<float> query = project_query(mla, normed);
-  write_latents(layer, mla, normed);
-  const Matrix<float> absorbed = absorb(mla, query);
-  const Matrix<float> attended = context_.workspace.floats(first_rows(attended_, normed.rows));
-  comm::TraceSpan span = context_.span(TraceOp::kAttend, normed.rows);
-  layers::mla_attention(shape_, context_.kv_cache, layer, queries_, absorbed, attended);
-  span.end();
-  return to_values(mla, attended);
+  const Matrix<float> query = project(mla, normed);
+  write_latents(layer, mla, normed.rows);
+  const Matrix<float> heads_out = context_.workspace.floats(first_rows(heads_out_, normed.rows));
+  for (int64_t first = 0; first < normed.rows; first += kRows) {
+    const int64_t count = std::min(kRows, normed.rows - first);
+    attend_rows(layer, mla, queries_.subspan(first, count), query.rows_from(first, count),
+                heads_out.rows_from(first, count));
+  }
+  return heads_out;
 }
 
-layers::PreparedRows MlaAttention::prepare(const model::PackedMatrix& weight,
-                                           Matrix<const float> rows) {
-  return inputs_.prepare(weight, rows, context_.rounding);
+void MlaAttention::attend_rows(int layer, const model::MlaWeights& weights,
+                               std::span<const layers::KvQuery> queries, Matrix<const float> query,
+                               Matrix<float> heads_out) {
+  const Matrix<float> absorbed = absorb(weights, query);
+  const Matrix<float> attended = context_.workspace.floats(first_rows(attended_, query.rows));
+  {
+    const auto span = context_.span(TraceOp::kAttend, query.rows);
+    layers::mla_attention(shape_, context_.kv_cache, layer, queries, absorbed, attended);
+  }
+  to_values(weights, attended, heads_out);
 }
 
-Matrix<float> MlaAttention::project_query(const model::MlaWeights& weights,
-                                          Matrix<const float> normed) {
+// The queries, and latents that have yet to be normed: the first products of both are one list of
+// tiles, over the same inputs where they read them in one form.
+Matrix<float> MlaAttention::project(const model::MlaWeights& weights, Matrix<const float> normed) {
   const auto span = context_.span(TraceOp::kQueryProjection, normed.rows);
   const model::ModelConfig& c = context_.config;
+  const Rounding rounding = context_.rounding;
   const Matrix<float> query = context_.workspace.floats(first_rows(query_, normed.rows));
-  if (c.q_lora_rank > 0) {
-    const Matrix<float> low = context_.workspace.floats(first_rows(query_latent_, normed.rows));
-    layers::linear(weights.q_a, prepare(weights.q_a, normed), low, context_.rounding);
-    layers::rms_norm(low, weights.q_a_norm, c.rms_norm_eps, low, context_.rounding);
-    layers::linear(weights.q_b, prepare(weights.q_b, low), query, context_.rounding);
-  } else {
-    layers::linear(weights.q_b, prepare(weights.q_b, normed), query, context_.rounding);
+  const Matrix<float> low = context_.workspace.floats(first_rows(query_latent_, normed.rows));
+  const Matrix<float> latent = context_.workspace.floats(first_rows(latent_, normed.rows));
+  const bool has_low = c.q_lora_rank > 0;
+  const model::PackedMatrix& first = has_low ? weights.q_a : weights.q_b;
+  const layers::PreparedRows inputs = inputs_.prepare(first, normed, rounding);
+  const bool share = inputs.form == layers::input_form(weights.kv_a, rounding);
+  const layers::LinearJob jobs[] = {
+      {&first, inputs, has_low ? low : query},
+      {&weights.kv_a, share ? inputs : latent_inputs_.prepare(weights.kv_a, normed, rounding),
+       latent}};
+  layers::grouped_linear(jobs, rounding);
+  if (has_low) {
+    const layers::PreparedRows low_inputs =
+        inputs_.prepare(weights.q_b, low, rounding, [&](int64_t r, Matrix<float> row) {
+          layers::rms_norm(low.rows_from(r, 1), weights.q_a_norm, c.rms_norm_eps, row, rounding);
+        });
+    layers::linear(weights.q_b, low_inputs, query, rounding);
   }
   rotary_.rotate(query.columns_from(c.qk_nope_head_dim, query.cols - c.qk_nope_head_dim),
                  shape_.num_heads, c.qk_head_dim());
   return query;
 }
 
-void MlaAttention::write_latents(int layer, const model::MlaWeights& weights,
-                                 Matrix<const float> normed) {
-  const auto span = context_.span(TraceOp::kKvProjection, normed.rows);
+void MlaAttention::write_latents(int layer, const model::MlaWeights& weights, int64_t rows) {
+  const auto span = context_.span(TraceOp::kKvProjection, rows);
   const model::ModelConfig& c = context_.config;
-  const Matrix<float> latent = context_.workspace.floats(first_rows(latent_, normed.rows));
-  layers::linear(weights.kv_a, prepare(weights.kv_a, normed), latent, context_.rounding);
+  const Matrix<float> latent = context_.workspace.floats(first_rows(latent_, rows));
   const Matrix<float> compressed = latent.columns_from(0, c.kv_lora_rank);
   layers::rms_norm(compressed, weights.kv_a_norm, c.rms_norm_eps, compressed, context_.rounding);
   rotary_.rotate(latent.columns_from(c.kv_lora_rank, c.qk_rope_head_dim), 1, c.qk_rope_head_dim);
@@ -97,16 +125,16 @@ Matrix<float> MlaAttention::absorb(const model::MlaWeights& weights, Matrix<cons
   const auto span = context_.span(TraceOp::kAbsorb, query.rows);
   const model::ModelConfig& c = context_.config;
   const Matrix<float> absorbed = context_.workspace.floats(first_rows(absorbed_, query.rows));
-  jobs_.clear();
-  for (int h = 0; h < shape_.num_heads; ++h) {
-    const Matrix<const float> from = query.columns_from(h * c.qk_head_dim(), c.qk_head_dim());
-    const Matrix<float> to = absorbed.columns_from(h * c.kv_width(), c.kv_width());
-    jobs_.push_back(
-        {&weights.w_uk[h],
-         head_inputs_[h].prepare(weights.w_uk[h], from.columns_from(0, c.qk_nope_head_dim),
-                                 context_.rounding),
-         to.columns_from(0, c.kv_lora_rank)});
-  }
+  const int64_t key_width = c.qk_nope_head_dim;
+  layers::parallel_for(
+      shape_.num_heads, layers::row_grain(query.rows * key_width), [&](int64_t begin, int64_t end) {
+        for (int64_t h = begin; h < end; ++h)
+          jobs_[h] = {&weights.w_uk[h],
+                      head_inputs_[h].prepare(weights.w_uk[h],
+                                              query.columns_from(h * c.qk_head_dim(), key_width),
+                                              context_.rounding),
+                      absorbed.columns_from(h * c.kv_width(), c.kv_lora_rank)};
+      });
   const int64_t rotated = int64_t{shape_.num_heads} * c.qk_rope_head_dim;
   layers::parallel_for(query.rows, layers::row_grain(rotated), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
@@ -119,21 +147,20 @@ Matrix<float> MlaAttention::absorb(const model::MlaWeights& weights, Matrix<cons
   return absorbed;
 }
 
-// What attention summed is not rounded to bf16: products of fp32 inputs, or of int8 ones.
-Matrix<float> MlaAttention::to_values(const model::MlaWeights& weights,
-                                      Matrix<const float> attended) {
+void MlaAttention::to_values(const model::MlaWeights& weights, Matrix<const float> attended,
+                             Matrix<float> heads_out) {
   const auto span = context_.span(TraceOp::kValueProjection, attended.rows);
-  const model::ModelConfig& c = context_.config;
-  const Matrix<float> heads_out = context_.workspace.floats(first_rows(heads_out_, attended.rows));
-  jobs_.clear();
-  for (int h = 0; h < shape_.num_heads; ++h)
-    jobs_.push_back({&weights.w_uv[h],
-                     head_inputs_[h].prepare(
-                         weights.w_uv[h], attended.columns_from(h * c.kv_lora_rank, c.kv_lora_rank),
-                         Rounding::kNone),
-                     heads_out.columns_from(h * c.v_head_dim, c.v_head_dim)});
+  const int64_t rank = context_.config.kv_lora_rank, value_width = context_.config.v_head_dim;
+  layers::parallel_for(
+      shape_.num_heads, layers::row_grain(attended.rows * rank), [&](int64_t begin, int64_t end) {
+        for (int64_t h = begin; h < end; ++h)
+          jobs_[h] = {
+              &weights.w_uv[h],
+              head_inputs_[h].prepare(weights.w_uv[h], attended.columns_from(h * rank, rank),
+                                      context_.rounding),
+              heads_out.columns_from(h * value_width, value_width)};
+      });
   layers::grouped_linear(jobs_, context_.rounding);
-  return heads_out;
 }
 
 }  // namespace troupe::actors

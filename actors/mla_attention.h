@@ -24,24 +24,28 @@ class MlaAttention final : public AttentionOp {
                        Matrix<const float> normed) override;
 
  private:
-  // The input of a product; valid until the next one is prepared.
-  layers::PreparedRows prepare(const model::PackedMatrix& weight, Matrix<const float> rows);
-  Matrix<float> project_query(const model::MlaWeights& weights, Matrix<const float> normed);
-  void write_latents(int layer, const model::MlaWeights& weights, Matrix<const float> normed);
+  Matrix<float> project(const model::MlaWeights& weights, Matrix<const float> normed);
+  // Norm and rotation of the latents, which then lie in the cache.
+  void write_latents(int layer, const model::MlaWeights& weights, int64_t rows);
+  // Some rows, from their queries to the outputs of their heads.
+  void attend_rows(int layer, const model::MlaWeights& weights,
+                   std::span<const layers::KvQuery> queries, Matrix<const float> query,
+                   Matrix<float> heads_out);
   Matrix<float> absorb(const model::MlaWeights& weights, Matrix<const float> query);
-  Matrix<float> to_values(const model::MlaWeights& weights, Matrix<const float> attended);
+  void to_values(const model::MlaWeights& weights, Matrix<const float> attended,
+                 Matrix<float> heads_out);
 
   RankContext context_;
   layers::MlaShape shape_;
   RotaryRows rotary_;
-  layers::InputBuffer inputs_;
+  layers::InputBuffer inputs_, latent_inputs_;
   std::vector<layers::InputBuffer> head_inputs_;  // [heads]
   std::span<const layers::KvQuery> queries_;
 
   std::vector<layers::LinearJob> jobs_;  // one per head
 
-  // [max_rows, ...]
-  msg::Tensor query_latent_, query_, latent_, absorbed_, attended_, heads_out_;
+  msg::Tensor query_latent_, query_, latent_, heads_out_;  // [max_rows, ...]
+  msg::Tensor absorbed_, attended_;                        // [rows at a time, ...]
 };
 
 }  // namespace troupe::actors

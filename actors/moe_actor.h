@@ -56,7 +56,10 @@ class MoeActor final : public Actor {
                Matrix<float> y);
   // This rank's part of it: a sum over its leaves of the width, not rounded.
   void mlp_part(const model::MlpWeights& weights, Matrix<const float> x, Matrix<float> y);
-  void activate(Matrix<const float> gate_up, Matrix<float> out);
+  // SwiGLU of gate_up, in the form that `down` reads; `rows` as in InputBuffer::prepare.
+  layers::PreparedRows activate(const model::PackedMatrix& down, Matrix<const float> gate_up,
+                                Matrix<float> rows);
+  void swiglu(Matrix<const float> gate_up, Matrix<float> out) const;
   void run_moe(const msg::FeedForward& message, const model::MoeWeights& weights);
   void route(const model::MoeWeights& weights, int layer, Matrix<const float> normed);
   void force_balance(Matrix<int32_t> ids) const;
@@ -76,7 +79,7 @@ class MoeActor final : public Actor {
   void add_expert_rows(const model::MlpWeights& weights,
                        std::span<const comm::MoeExchange::Arrival> rows);
   void run_expert_rows();
-  void prepare_jobs(std::span<layers::LinearJob> jobs, Matrix<const float> rows);
+  static void set_inputs(std::span<layers::LinearJob> jobs, const layers::PreparedRows& all);
   void keep_results(Matrix<const float> out);
   // Adds the experts' results to the tokens [done, done + taken) of the chunk that this round
   // answered: to those of them that are this rank's own.

@@ -64,10 +64,9 @@ void MoeActor::add_expert_rows(const model::MlpWeights& weights,
   }
 }
 
-// The experts' inputs, which are `rows` in their order, in the form that their matrices read: they
-// are cut alike and of one type.
-void MoeActor::prepare_jobs(std::span<layers::LinearJob> jobs, Matrix<const float> rows) {
-  const layers::PreparedRows all = inputs_.prepare(*jobs[0].w, rows, context_.rounding);
+// The experts' inputs, in their order, as the jobs' own: their matrices are cut alike and of one
+// type.
+void MoeActor::set_inputs(std::span<layers::LinearJob> jobs, const layers::PreparedRows& all) {
   int64_t first = 0;
   for (layers::LinearJob& job : jobs) {
     job.x = all.rows_from(first, job.x.rows);
@@ -84,19 +83,17 @@ void MoeActor::run_expert_rows() {
   const int64_t width = down_jobs_[0].x.cols;
   const Matrix<float> gate_up(gate_up_jobs_[0].y.data, count, 2 * width);
   const Matrix<float> activated(context_.workspace.floats(activated_).data, count, width);
-  const int64_t grain = layers::row_grain(in.cols);
-  layers::parallel_for(count, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r)
-      unpack_payload(expert_arrivals_[r].row, payload_format_, context_.rounding,
-                     {in.row(r), hidden_size});
-  });
-  prepare_jobs(gate_up_jobs_, in);
+  set_inputs(gate_up_jobs_, inputs_.prepare(*gate_up_jobs_[0].w, in, context_.rounding,
+                                            [&](int64_t r, Matrix<float> row) {
+                                              unpack_payload(expert_arrivals_[r].row,
+                                                             payload_format_, context_.rounding,
+                                                             {row.data, hidden_size});
+                                            }));
   layers::grouped_linear(gate_up_jobs_, Rounding::kNone);
   for (size_t i = 0; i < gate_up_jobs_.size(); ++i)
     if (!gate_up_biases_[i].empty())
       layers::add_bias(gate_up_jobs_[i].y, gate_up_biases_[i], Rounding::kNone);
-  activate(gate_up, activated);
-  prepare_jobs(down_jobs_, activated);
+  set_inputs(down_jobs_, activate(*down_jobs_[0].w, gate_up, activated));
   layers::grouped_linear(down_jobs_, Rounding::kNone);
   keep_results(out);
   expert_arrivals_.clear();

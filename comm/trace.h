@@ -39,8 +39,8 @@ enum class TraceOp : uint8_t {
   kAttention,
   kEmbedding,
   kRmsNorm,
-  kQueryProjection,  // with its norm and rotation; GQA: of keys and values too
-  kKvProjection,     // into the cache
+  kQueryProjection,  // with its norm and rotation; of latents, or keys and values, too
+  kKvProjection,     // into the cache, with norm and rotation
   kAbsorb,           // MLA: queries into the latent space
   kAttend,           // the cache
   kValueProjection,  // MLA: out of the latent space

@@ -76,9 +76,8 @@ void ForwardWork::add(const model::MlpWeights& mlp, double rows, Work& work) con
 void ForwardWork::add_attention(const model::AttentionWeights& weights, double own_rows,
                                 double o_rows, OperationWorks& works) const {
   const model::MlaWeights& mla = *weights.mla;
-  for (const PackedMatrix* matrix : {&mla.q_a, &mla.q_b})
+  for (const PackedMatrix* matrix : {&mla.q_a, &mla.q_b, &mla.kv_a})
     add(*matrix, own_rows, works[TraceOp::kQueryProjection]);
-  add(mla.kv_a, own_rows, works[TraceOp::kKvProjection]);
   for (const PackedMatrix& head : mla.w_uk) add(head, own_rows, works[TraceOp::kAbsorb]);
   for (const PackedMatrix& head : mla.w_uv) add(head, own_rows, works[TraceOp::kValueProjection]);
   add(weights.o, o_rows, works[TraceOp::kOutputProjection]);
@@ -113,10 +112,11 @@ void ForwardWork::add_cache_reads(const ForwardShape& shape, Work& work) const {
   const double width = static_cast<double>(model_.kv_width());
   const auto row = static_cast<double>(
       actors::kv_cache_shape(describe_launch(config_, {}, 0), model_).row_bytes());
+  const bool is_f32 = config_.model.dtype == ComputeType::kFloat32;
   const double layers_and_sequences =
       static_cast<double>(model_.num_hidden_layers) * shape.sequences;
   work.kv_bytes += layers_and_sequences * last * row * config_.parallel.attn_tp_size;
-  work.operations[static_cast<size_t>(Arithmetic::kF32)] +=
+  work.operations[static_cast<size_t>(is_f32 ? Arithmetic::kF32 : Arithmetic::kBf16)] +=
       layers_and_sequences * 2 * heads * seen * (width + static_cast<double>(model_.kv_lora_rank));
 }
 

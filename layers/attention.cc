@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "layers/exp.h"
 #include "layers/kernels.h"
+#include "layers/linear_dot.h"
 
 namespace troupe::layers {
 namespace {
@@ -57,6 +58,10 @@ void check_queries(const AttentionGroup& group, const KvCache& cache, int layer,
     TROUPE_CHECK(same_sequence(query, queries[0]), "queries of two sequences");
     check_query(group, cache, layer, query);
   }
+}
+
+bool multiplies_bf16(const KvCache& cache) {
+  return cache.shape().type == KvType::kBf16 && kernels().attention_dot != nullptr;
 }
 
 bool value_begins_key(const AttentionGroup& group) {
@@ -143,7 +148,8 @@ void attend(const AttentionGroup& group, const KvCache& cache, int layer,
     case KvType::kF32:
       return kernels().attention_f32(args);
     case KvType::kBf16:
-      return kernels().attention_bf16(args);
+      return multiplies_bf16(cache) ? kernels().attention_dot(args)
+                                    : kernels().attention_bf16(args);
     case KvType::kInt8:
       return kernels().attention_int8(args);
   }
@@ -180,13 +186,14 @@ struct OnlineSoftmax {
 
   // Turns a chunk's scores into weights, that of position j in lane j mod 16 of the sum; returns
   // the factor for everything summed before.
-  float update(std::span<float> scores) {
+  float update(std::span<float> scores, bool round) {
     const float old_greatest = greatest;
     for (const float score : scores) greatest = std::max(greatest, score);
     const float rescale = exp_f32(old_greatest - greatest);
     float lanes[16] = {};
     for (size_t j = 0; j < scores.size(); ++j) {
       scores[j] = exp_f32(scores[j] - greatest);
+      if (round) scores[j] = round_to_bf16(scores[j]);
       lanes[j % 16] += scores[j];
     }
     sum = sum * rescale + reduce_add(lanes);
@@ -195,33 +202,56 @@ struct OnlineSoftmax {
 };
 
 float dot(const AttentionGroup& group, const KvCache& cache, const float* q, const std::byte* row) {
+  const auto key = [&](int64_t i) { return cache.element(row, group.key_offset + i); };
+  if (multiplies_bf16(cache)) {
+    float sum = 0;
+    for (int64_t i = 0; i < group.key_width; i += 2) {
+      const bool pair = i + 1 < group.key_width;
+      sum = dot_pair(sum, to_bf16(key(i)), to_bf16(pair ? key(i + 1) : 0), to_bf16(q[i]),
+                     to_bf16(pair ? q[i + 1] : 0));
+    }
+    return sum;
+  }
   float lanes[16] = {};
   for (int64_t i = 0; i < group.key_width; ++i)
-    lanes[i % 16] = std::fma(q[i], cache.element(row, group.key_offset + i), lanes[i % 16]);
+    lanes[i % 16] = std::fma(q[i], key(i), lanes[i % 16]);
   return reduce_add(lanes);
+}
+
+// One element of what a chunk adds: value(j) at its position j, of which it sees [begin, end).
+template <class Value>
+float add_values(bool as_pairs, std::span<const float> weights, int64_t begin, int64_t end,
+                 const Value& value, float sum) {
+  if (!as_pairs) {
+    for (int64_t j = begin; j < end; ++j) sum = std::fma(weights[j], value(j), sum);
+    return sum;
+  }
+  const auto seen = [&](int64_t j) { return to_bf16(begin <= j && j < end ? value(j) : 0); };
+  for (int64_t j = begin / 2 * 2; j < end; j += 2)
+    sum = dot_pair(sum, seen(j), seen(j + 1), to_bf16(weights[j]), to_bf16(weights[j + 1]));
+  return sum;
 }
 
 // One head: q [key_width], o [value_width].
 void attend_head(const AttentionGroup& group, const KvCache& cache, int layer, const KvQuery& query,
                  const float* q, OnlineSoftmax softmax, float* o) {
+  const bool as_pairs = multiplies_bf16(cache);
   std::fill_n(o, group.value_width, 0.0f);
   const int64_t first_seen = first_position(group, query);
   const int64_t first_chunk = first_seen / kKvChunk * kKvChunk;
   for (int64_t first = first_chunk; first <= query.position; first += kKvChunk) {
     const int64_t count = std::min<int64_t>(kKvChunk, query.position + 1 - first);
     const int64_t begin = std::max<int64_t>(0, first_seen - first);
+    const auto row = [&](int64_t j) { return cache.row(layer, query.block_table, first + j); };
     float weights[kKvChunk];
     std::fill_n(weights, kKvChunk, -std::numeric_limits<float>::infinity());
     for (int64_t j = begin; j < count; ++j)
-      weights[j] = dot(group, cache, q, cache.row(layer, query.block_table, first + j)) *
-                   group.softmax_scale;
-    const float rescale = softmax.update(weights);
-    for (int64_t i = 0; i < group.value_width; ++i) o[i] *= rescale;
-    for (int64_t j = begin; j < count; ++j) {
-      const std::byte* row = cache.row(layer, query.block_table, first + j);
-      for (int64_t i = 0; i < group.value_width; ++i)
-        o[i] = std::fma(weights[j], cache.element(row, group.value_offset + i), o[i]);
-    }
+      weights[j] = dot(group, cache, q, row(j)) * group.softmax_scale;
+    const float rescale = softmax.update(weights, as_pairs);
+    for (int64_t i = 0; i < group.value_width; ++i)
+      o[i] = add_values(
+          as_pairs, weights, begin, count,
+          [&](int64_t j) { return cache.element(row(j), group.value_offset + i); }, o[i] * rescale);
   }
   for (int64_t i = 0; i < group.value_width; ++i) o[i] /= softmax.sum;
 }

@@ -35,7 +35,12 @@ inline constexpr int kAttentionTokens = 8;
 //
 // For each chunk in ascending order: scores (dot products over 16 lanes, one tree), the chunk's
 // maximum, p = exp(score - max so far), sums rescaled when the maximum grows; the division is last.
-// fp32, exp as in layers/exp.h. The tokens' own rows must already be in the cache. Which tokens are
+// fp32, exp as in layers/exp.h; over a bf16 cache, where the instruction set multiplies bf16,
+// instead
+//   q and p are rounded to bf16 (the sum of p is that of the rounded ones), and both products are
+//   chains of the steps of layers/linear_dot.h: over pairs of elements (i, i + 1) from 0 on, and
+//   over pairs of positions (2 i, 2 i + 1), in which one that is not seen counts as zeros.
+// The tokens' own rows must already be in the cache. Which tokens are
 // attended to together changes no bit.
 //   queries  of one sequence, 1 to kAttentionTokens
 //   q  [tokens, num_heads * key_width]      o  [tokens, num_heads * value_width]  out, not rounded
@@ -47,6 +52,7 @@ void attend(const AttentionGroup& group, const KvCache& cache, int layer,
 std::span<const int64_t> attention_runs(std::span<const KvQuery> queries);
 
 namespace reference {
+// The definition, on the instruction set in use.
 void attend(const AttentionGroup& group, const KvCache& cache, int layer,
             std::span<const KvQuery> queries, Matrix<const float> q, Matrix<float> o);
 }  // namespace reference

@@ -88,6 +88,15 @@ void score_tile(const AttentionArgs& args, const AttentionToken& token, int64_t 
   }
 }
 
+// Rows outside [begin, end) are not seen: minus infinity is their score.
+inline void hide_scores(const AttentionArgs& args, int64_t begin, int64_t end) {
+  for (int64_t head = 0; head < args.num_heads; ++head) {
+    float* scores = args.scores + head * args.chunk;
+    for (int64_t j = 0; j < begin; ++j) scores[j] = -__builtin_inff();
+    for (int64_t j = end; j < args.chunk; ++j) scores[j] = -__builtin_inff();
+  }
+}
+
 // Scores of the chunk's rows [begin, end), of all heads; minus infinity for the others.
 inline void score_chunk(const AttentionArgs& args, const AttentionToken& token, int64_t begin,
                         int64_t end) {
@@ -99,16 +108,17 @@ inline void score_chunk(const AttentionArgs& args, const AttentionToken& token, 
       score_tile<kAttentionTile>(args, token, head, row);
     for (; head < args.num_heads; ++head) score_tile<1>(args, token, head, row);
   }
-  for (int64_t head = 0; head < args.num_heads; ++head) {
-    float* scores = args.scores + head * args.chunk;
-    for (int64_t j = 0; j < begin; ++j) scores[j] = -__builtin_inff();
-    for (int64_t j = end; j < args.chunk; ++j) scores[j] = -__builtin_inff();
-  }
+  hide_scores(args, begin, end);
 }
 
-// Scores of one head become exp(score - greatest so far); its sum follows, and rescale tells what
-// earlier values are to be multiplied by.
-inline void softmax_chunk(const AttentionArgs& args, const AttentionToken& token, int64_t head) {
+inline F32x16 as_weight(F32x16 weight, float*) { return weight; }
+inline F32x16 as_weight(F32x16 weight, Bf16*) { return round_to_bf16(weight); }
+
+// Scores of one head become weights, exp(score - greatest so far), of type Weight: the first
+// elements of their memory. Their sum follows, and rescale tells what earlier values are to be
+// multiplied by.
+template <class Weight>
+void softmax_chunk(const AttentionArgs& args, const AttentionToken& token, int64_t head) {
   AttentionHead& state = token.heads[head];
   float* scores = args.scores + head * args.chunk;
   F32x16 greatest = F32x16::splat(state.greatest);
@@ -121,8 +131,9 @@ inline void softmax_chunk(const AttentionArgs& args, const AttentionToken& token
 
   F32x16 sum = F32x16::zero();
   for (int64_t i = 0; i < args.chunk; i += 16) {
-    const F32x16 weight = exp(sub(load(scores + i), new_greatest));
-    store(scores + i, weight);
+    auto* const weights = reinterpret_cast<Weight*>(scores);
+    const F32x16 weight = as_weight(exp(sub(load(scores + i), new_greatest)), weights);
+    store(weights + i, weight);
     sum = add(sum, weight);
   }
   store_first(&state.rescale, exp(sub(F32x16::splat(state.greatest), new_greatest)), 1);
@@ -177,9 +188,13 @@ inline void value_chunk(const AttentionArgs& args, const AttentionToken& token, 
     value_columns<1>(args, token, column, begin, end);
 }
 
+inline void pad_queries(const AttentionArgs& args, const AttentionToken& token) {
+  for (int64_t head = 0; head < args.num_heads; ++head)
+    widen_row(token.q + head * args.width, args.width, token.padded_q + head * args.padded_width);
+}
+
 inline void start_token(const AttentionArgs& args, const AttentionToken& token) {
   for (int64_t head = 0; head < args.num_heads; ++head) {
-    widen_row(token.q + head * args.width, args.width, token.padded_q + head * args.padded_width);
     // A sink is a score that was seen before all others and has no value.
     token.heads[head] = AttentionHead{};
     if (args.sinks != nullptr) {
@@ -203,37 +218,53 @@ inline void finish_token(const AttentionArgs& args, const AttentionToken& token)
 }
 
 // The part of the chunk at `first` that the token sees.
-inline void attend_chunk(const AttentionArgs& args, const AttentionToken& token, int64_t first) {
+struct ChunkRange {
+  int64_t begin, end;
+};
+inline ChunkRange seen_rows(const AttentionArgs& args, const AttentionToken& token, int64_t first) {
   const int64_t left = token.position + 1 - first;
-  const int64_t end = left < args.chunk ? left : args.chunk;
-  const int64_t begin = token.first_position > first ? token.first_position - first : 0;
+  return {token.first_position > first ? token.first_position - first : 0,
+          left < args.chunk ? left : args.chunk};
+}
+
+inline void attend_chunk(const AttentionArgs& args, const AttentionToken& token, int64_t first) {
+  const auto [begin, end] = seen_rows(args, token, first);
   if (begin >= end) return;
   score_chunk(args, token, begin, end);
-  for (int64_t head = 0; head < args.num_heads; ++head) softmax_chunk(args, token, head);
+  for (int64_t head = 0; head < args.num_heads; ++head) softmax_chunk<float>(args, token, head);
   value_chunk(args, token, begin, end);
 }
 
-template <class Element>
-void attention(const AttentionArgs& args) {
-  // Rows before `seen` may be gone: a window's blocks are used again for others.
+// body(first, begin, end) for each chunk that any token sees: its first position, and which of its
+// rows. Those before may be gone: a window's blocks are used again for others.
+template <class Body>
+void for_chunks(const AttentionArgs& args, const Body& body) {
   int64_t seen = args.tokens[0].first_position, last = 0;
   for (int64_t t = 0; t < args.num_tokens; ++t) {
     const AttentionToken& token = args.tokens[t];
-    start_token(args, token);
     if (token.first_position < seen) seen = token.first_position;
     if (token.position > last) last = token.position;
   }
   for (int64_t first = seen / args.chunk * args.chunk; first <= last; first += args.chunk) {
     const int64_t left = last + 1 - first;
-    const int64_t begin = seen > first ? seen - first : 0;
-    const int64_t end = left < args.chunk ? left : args.chunk;
+    body(first, seen > first ? seen - first : 0, left < args.chunk ? left : args.chunk);
+  }
+}
+
+template <class Element>
+void attention(const AttentionArgs& args) {
+  for (int64_t t = 0; t < args.num_tokens; ++t) {
+    pad_queries(args, args.tokens[t]);
+    start_token(args, args.tokens[t]);
+  }
+  for_chunks(args, [&](int64_t first, int64_t begin, int64_t end) {
     widen_chunk<Element>(args, first, begin, end, args.key_offset, args.width, args.keys,
                          args.padded_width);
     if (args.values != args.keys)
       widen_chunk<Element>(args, first, begin, end, args.value_offset, args.value_width,
                            args.values, args.value_stride);
     for (int64_t t = 0; t < args.num_tokens; ++t) attend_chunk(args, args.tokens[t], first);
-  }
+  });
   for (int64_t t = 0; t < args.num_tokens; ++t) finish_token(args, args.tokens[t]);
 }
 

@@ -6,6 +6,7 @@
 #include "layers/kernels.h"
 #include "layers/linear_kernel.h"
 #if defined(__AVX512BF16__)
+#include "layers/attention_dot_kernel.h"
 #include "layers/linear_dot_kernel.h"
 #endif
 #include "layers/linear_quantized_kernel.h"
@@ -42,6 +43,9 @@ const Kernels kKernels {
   .swiglu_row = swiglu_row, .clamped_swiglu_row = clamped_swiglu_row,
   .attention_f32 = attention<float>, .attention_bf16 = attention<Bf16>,
   .attention_int8 = attention<int8_t>, .quantize_kv = quantize_kv,
+#if defined(__AVX512BF16__)
+  .attention_dot = attention_dot,
+#endif
 };
 
 }  // namespace troupe::layers::TROUPE_ISA_NAMESPACE

@@ -158,6 +158,8 @@ struct Kernels {
   void (*attention_int8)(const AttentionArgs&);
   // kv_codes_kernel.h
   float (*quantize_kv)(const float* x, int64_t count, float given, int8_t* codes);
+  // The same over a bf16 cache by products of bf16 (layers/attention.h); null where there are none.
+  void (*attention_dot)(const AttentionArgs&) = nullptr;
 };
 
 // The table of active_isa().

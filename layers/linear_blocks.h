@@ -24,10 +24,21 @@ struct LeafTree {
     for (int i = 0; i < kWidth; ++i) partial[depth][i] = F32x16::zero();
     return partial[depth++];
   }
-  F32x16* top() { return partial[depth - 1]; }
   void join(int leaf) {
     for (; leaf & 1; leaf >>= 1) join_top();
   }
+
+  // Or at once, without a pass over memory for each level: with
+  //   into = place_of(leaf), n = joins(leaf)
+  // put(into, n, i, its sum i) for every i, then take(leaf).
+  int joins(int leaf) const { return __builtin_ctz(~static_cast<unsigned>(leaf)); }
+  F32x16* place_of(int leaf) { return partial[depth - joins(leaf)]; }
+  static void put(F32x16* into, int joins, int i, F32x16 sum) {
+    for (int level = joins - 1; level >= 0; --level) sum = add(into[level * kWidth + i], sum);
+    into[i] = sum;
+  }
+  void take(int leaf) { depth += 1 - joins(leaf); }
+
   const F32x16* finish() {
     while (depth > 1) join_top();
     return partial[0];

@@ -124,30 +124,29 @@ class QuantizedBlock {
       if (end == group_end_) group_end_ += args_.group_cols;
       k_ = end;
     }
-    F32x16* const leaf_sums = tree_.push_zero();
+    F32x16* const into = tree_.place_of(leaf);
+    const int joins = tree_.joins(leaf);
 #pragma GCC unroll 16
-    for (int i = 0; i < kSums; ++i) leaf_sums[i] = sums[i];
-    tree_.join(leaf);
+    for (int i = 0; i < kSums; ++i) tree_.put(into, joins, i, sums[i]);
+    tree_.take(leaf);
   }
 
-  // A right leaf is added to the left one at once. Functions of their own: g++ 12 spills sums where
-  // it has the loops around the dot products in sight.
   void add_leaf_of_one_segment(int leaf) {
     const int64_t end = args_.leaf_ends[leaf];
-    const bool is_right = (leaf & 1) != 0;
-    F32x16* const sums = is_right ? tree_.top() : tree_.push_zero();
-    if (k_ < end && is_right) add_right_leaf(padded_size(end - k_), sums);
-    if (k_ < end && !is_right) add_left_leaf(padded_size(end - k_), sums);
-    if (is_right) tree_.join(leaf >> 1);
+    if (k_ < end) {
+      add_only_segment(padded_size(end - k_), tree_.place_of(leaf), tree_.joins(leaf));
+    } else {
+      for (int i = 0; i < kSums; ++i)
+        tree_.put(tree_.place_of(leaf), tree_.joins(leaf), i, F32x16::zero());
+    }
+    tree_.take(leaf);
     k_ = end;
   }
-  [[gnu::noinline]] void add_left_leaf(int64_t cols, F32x16* sums) {
-    add_segment(
-        cols, [&](int i, F32x16 dot, F32x16 scale) { sums[i] = fma(dot, scale, F32x16::zero()); });
-  }
-  [[gnu::noinline]] void add_right_leaf(int64_t cols, F32x16* sums) {
+  // A function of its own: g++ 12 spills sums where it has the loops around the dot products in
+  // sight.
+  [[gnu::noinline]] void add_only_segment(int64_t cols, F32x16* into, int joins) {
     add_segment(cols, [&](int i, F32x16 dot, F32x16 scale) {
-      sums[i] = add(sums[i], fma(dot, scale, F32x16::zero()));
+      tree_.put(into, joins, i, fma(dot, scale, F32x16::zero()));
     });
   }
 

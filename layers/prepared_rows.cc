@@ -13,37 +13,6 @@ int64_t bf16_row_bytes(int64_t cols) {
   return (lines | 1) * 64;
 }
 
-PreparedRows to_bf16_rows(const PackedMatrix& w, Matrix<const float> x, std::byte* memory) {
-  PreparedRows prepared;
-  prepared.form = InputForm::kBf16;
-  prepared.rows = x.rows;
-  prepared.cols = x.cols;
-  prepared.leaves = w.leaves;
-  prepared.data = memory;
-  prepared.row_bytes = bf16_row_bytes(x.cols);
-  parallel_for(x.rows, row_grain(x.cols), [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t)
-      kernels().round_to_bf16_row(x.row(t), x.cols,
-                                  reinterpret_cast<Bf16*>(memory + t * prepared.row_bytes));
-  });
-  return prepared;
-}
-
-PreparedRows to_quantized_rows(const PackedMatrix& w, Matrix<const float> x, std::byte* memory) {
-  PreparedRows prepared;
-  prepared.form = input_form(w, Rounding::kNone);
-  prepared.rows = x.rows;
-  prepared.cols = x.cols;
-  prepared.leaves = w.leaves;
-  prepared.data = memory;
-  prepared.row_bytes = quantized_shape(w.type, w.leaves).row_bytes;
-  parallel_for(x.rows, row_grain(x.cols), [&](int64_t begin, int64_t end) {
-    quantize_rows(w.type, w.leaves, x.rows_from(begin, end - begin),
-                  memory + begin * prepared.row_bytes);
-  });
-  return prepared;
-}
-
 }  // namespace
 
 PreparedRows::PreparedRows(Matrix<const float> x)
@@ -93,26 +62,44 @@ size_t prepared_bytes(const PackedMatrix& w, Rounding dtype, int64_t rows) {
   TROUPE_CHECK(false, "weight type {}", static_cast<int>(w.type));
 }
 
+PreparedRows describe_rows(const PackedMatrix& w, Matrix<const float> x, Rounding dtype,
+                           const std::byte* memory) {
+  TROUPE_CHECK(x.cols == w.cols, "w [{}, {}] x [{}, {}]", w.rows, w.cols, x.rows, x.cols);
+  const InputForm form = input_form(w, dtype);
+  if (form == InputForm::kF32) return x;
+  PreparedRows prepared;
+  prepared.form = form;
+  prepared.rows = x.rows;
+  prepared.cols = x.cols;
+  prepared.leaves = w.leaves;
+  prepared.data = memory;
+  prepared.row_bytes = static_cast<int64_t>(prepared_bytes(w, dtype, 1));
+  return prepared;
+}
+
 PreparedRows prepare(const PackedMatrix& w, Matrix<const float> x, Rounding dtype,
                      std::byte* memory) {
-  TROUPE_CHECK(x.cols == w.cols, "w [{}, {}] x [{}, {}]", w.rows, w.cols, x.rows, x.cols);
-  switch (input_form(w, dtype)) {
-    case InputForm::kF32:
-      return x;
-    case InputForm::kBf16:
-      return to_bf16_rows(w, x, memory);
-    case InputForm::kForInt8:
-    case InputForm::kForInt4:
-    case InputForm::kForMxfp4:
-      return to_quantized_rows(w, x, memory);
-  }
-  TROUPE_CHECK(false, "weight type {}", static_cast<int>(w.type));
+  const PreparedRows prepared = describe_rows(w, x, dtype, memory);
+  if (prepared.form == InputForm::kF32) return prepared;
+  parallel_for(x.rows, row_grain(x.cols), [&](int64_t begin, int64_t end) {
+    if (prepared.form != InputForm::kBf16)
+      return quantize_rows(w.type, w.leaves, x.rows_from(begin, end - begin),
+                           memory + begin * prepared.row_bytes);
+    for (int64_t t = begin; t < end; ++t)
+      kernels().round_to_bf16_row(x.row(t), x.cols,
+                                  reinterpret_cast<Bf16*>(memory + t * prepared.row_bytes));
+  });
+  return prepared;
+}
+
+std::byte* InputBuffer::reserve(size_t bytes) {
+  const size_t lines = (bytes + sizeof(Line) - 1) / sizeof(Line);
+  if (lines > lines_.size()) lines_.resize(lines);
+  return lines_.empty() ? nullptr : lines_.data()->bytes;
 }
 
 PreparedRows InputBuffer::prepare(const PackedMatrix& w, Matrix<const float> x, Rounding dtype) {
-  const size_t lines = (prepared_bytes(w, dtype, x.rows) + sizeof(Line) - 1) / sizeof(Line);
-  if (lines > lines_.size()) lines_.resize(lines);
-  return layers::prepare(w, x, dtype, lines_.empty() ? nullptr : lines_.data()->bytes);
+  return layers::prepare(w, x, dtype, reserve(prepared_bytes(w, dtype, x.rows)));
 }
 
 }  // namespace troupe::layers

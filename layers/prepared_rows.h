@@ -16,6 +16,7 @@
 #include "base/matrix.h"
 #include "layers/packed_matrix.h"
 #include "layers/rounding.h"
+#include "layers/team.h"
 
 namespace troupe::layers {
 
@@ -59,14 +60,39 @@ size_t prepared_bytes(const PackedMatrix& w, Rounding dtype, int64_t rows);
 PreparedRows prepare(const PackedMatrix& w, Matrix<const float> x, Rounding dtype,
                      std::byte* memory);
 
+// What prepare() would return, without writing anything.
+PreparedRows describe_rows(const PackedMatrix& w, Matrix<const float> x, Rounding dtype,
+                           const std::byte* memory);
+
 // Memory for one input at a time; grows to the largest it has seen, so that a step like an earlier
 // one allocates nothing.
 class InputBuffer {
  public:
-  // The result is valid until the next call.
+  // The results are valid until the next call.
   PreparedRows prepare(const PackedMatrix& w, Matrix<const float> x, Rounding dtype);
 
+  // The same of rows that are made on the way: fill(r, one row) writes row r [1, w.cols]. `rows`
+  // holds them where floats are the form that w reads; else a thread makes one row after the other
+  // in the same few lines of it, and prepares each while it is in the cache.
+  template <class Fill>
+  PreparedRows prepare(const PackedMatrix& w, Matrix<float> rows, Rounding dtype,
+                       const Fill& fill) {
+    std::byte* const memory = reserve(prepared_bytes(w, dtype, rows.rows));
+    PreparedRows prepared = describe_rows(w, rows, dtype, memory);
+    const bool as_floats = prepared.form == InputForm::kF32;
+    parallel_for(rows.rows, row_grain(rows.cols), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const Matrix<float> row = rows.rows_from(as_floats ? r : begin, 1);
+        fill(r, row);
+        if (!as_floats) layers::prepare(w, row, dtype, memory + r * prepared.row_bytes);
+      }
+    });
+    return prepared;
+  }
+
  private:
+  std::byte* reserve(size_t bytes);
+
   struct alignas(64) Line {
     std::byte bytes[64];
   };

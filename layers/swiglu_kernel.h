@@ -10,28 +10,34 @@ inline F32x16 silu(F32x16 x) {
   return div(x, add(F32x16::splat(1.0f), exp(sub(F32x16::zero(), x))));
 }
 
+// out[i] = unit(gate[i], up[i]).
+template <class Unit>
+void gated_row(const SwigluArgs& args, const Unit& unit) {
+  const auto rounded = [&](F32x16 gate, F32x16 up) {
+    const F32x16 out = unit(gate, up);
+    return args.round_to_bf16 ? round_to_bf16(out) : out;
+  };
+  int64_t i = 0;
+  for (; i + 16 <= args.width; i += 16)
+    store(args.out + i, rounded(load(args.gate + i), load(args.up + i)));
+  if (const int64_t n = args.width - i; n > 0)
+    store_first(args.out + i, rounded(load_first(args.gate + i, n), load_first(args.up + i, n)), n);
+}
+
 inline void swiglu_row(const SwigluArgs& args) {
-  for (int64_t i = 0; i < args.width; i += 16) {
-    const int64_t n = args.width - i < 16 ? args.width - i : 16;
-    F32x16 out = mul(silu(load_first(args.gate + i, n)), load_first(args.up + i, n));
-    if (args.round_to_bf16) out = round_to_bf16(out);
-    store_first(args.out + i, out, n);
-  }
+  gated_row(args, [](F32x16 gate, F32x16 up) { return mul(silu(gate), up); });
 }
 
 inline void clamped_swiglu_row(const SwigluArgs& args) {
   const F32x16 limit = F32x16::splat(args.limit), one = F32x16::splat(1.0f);
-  for (int64_t i = 0; i < args.width; i += 16) {
-    const int64_t n = args.width - i < 16 ? args.width - i : 16;
+  gated_row(args, [&](F32x16 gate_in, F32x16 up_in) {
     // min and max give their second operand for a NaN: it stays.
-    const F32x16 gate = min(limit, load_first(args.gate + i, n));
-    const F32x16 up = max(F32x16::splat(-args.limit), min(limit, load_first(args.up + i, n)));
+    const F32x16 gate = min(limit, gate_in);
+    const F32x16 up = max(F32x16::splat(-args.limit), min(limit, up_in));
     const F32x16 scaled = mul(F32x16::splat(args.alpha), gate);
     const F32x16 sigmoid_divisor = add(one, exp(sub(F32x16::zero(), scaled)));
-    F32x16 out = mul(div(gate, sigmoid_divisor), add(up, one));
-    if (args.round_to_bf16) out = round_to_bf16(out);
-    store_first(args.out + i, out, n);
-  }
+    return mul(div(gate, sigmoid_divisor), add(up, one));
+  });
 }
 
 }  // namespace troupe::layers::TROUPE_ISA_NAMESPACE

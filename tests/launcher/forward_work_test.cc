@@ -35,19 +35,20 @@ TEST(ForwardWork, IsWhatAHandCountGives) {
   const Work work = work_of(tiny_moe(), {.first_position = 9, .experts_touched = 5 * 4});
 
   EXPECT_EQ(work.weight_bytes, 2 * (kUsedByEveryRow + 20 * kExpert));
-  EXPECT_EQ(work.operations[kBf16], 2 * (kUsedByEveryRow + 20 * kExpert));
   // Ten rows of 64 + 16 elements a layer; a head's score takes all of them, its value the 64.
   EXPECT_EQ(work.kv_bytes, 6 * 10 * 80 * 2);
-  EXPECT_EQ(work.operations[kF32], 6 * 8 * 10 * 2 * (80 + 64));
+  EXPECT_EQ(work.operations[kBf16],
+            2 * (kUsedByEveryRow + 20 * kExpert) + 6 * 8 * 10 * 2 * (80 + 64));
+  EXPECT_EQ(work.operations[kF32], 0);
 }
 
 TEST(ForwardWork, ReadsWeightsOnceForManyRowsAndSamplesOne) {
   const Work work = work_of(tiny_moe(), {.rows = 100, .experts_touched = 5 * 16});
 
   EXPECT_EQ(work.weight_bytes, 2 * (kUsedByEveryRow + 80 * kExpert));
-  EXPECT_EQ(work.operations[kBf16], 2 * (100 * (kUsedByEveryRow - kHead + 20 * kExpert) + kHead));
   EXPECT_EQ(work.kv_bytes, 6 * 100 * 80 * 2);
-  EXPECT_EQ(work.operations[kF32], 6 * 8 * (100 * 101 / 2) * 2.0 * (80 + 64));
+  EXPECT_EQ(work.operations[kBf16], 2 * (100 * (kUsedByEveryRow - kHead + 20 * kExpert) + kHead) +
+                                        6 * 8 * (100 * 101 / 2) * 2.0 * (80 + 64));
 }
 
 TEST(ForwardWork, CountsACopyOfTheWeightsForEachRankThatReadsOne) {
@@ -77,14 +78,18 @@ TEST(ForwardWork, TensorParallelRanksShareWhatTheyCut) {
   // Both ranks compute the latents: what is not cut by heads.
   constexpr double kLatents = 6 * (256 * 128 + 80 * 256);
   EXPECT_EQ(work.weight_bytes, 2 * (kUsedByEveryRow + kLatents + 20 * kExpert));
-  EXPECT_EQ(work.operations[kBf16], 2 * (kUsedByEveryRow + kLatents + 20 * kExpert));
+  EXPECT_EQ(work.operations[kBf16],
+            2 * (kUsedByEveryRow + kLatents + 20 * kExpert) + 6 * 8 * 2 * (80 + 64));
 }
 
 TEST(ForwardWork, ComputesInFp32WhereThatIsTheDtype) {
   Config config = tiny_moe();
   config.model.dtype = ComputeType::kFloat32;
 
-  EXPECT_EQ(work_of(config, {.experts_touched = 20}).operations[kBf16], 0);
+  const Work work = work_of(config, {.experts_touched = 20});
+
+  EXPECT_EQ(work.operations[kBf16], 0);
+  EXPECT_EQ(work.operations[kF32], 2 * (kUsedByEveryRow + 20 * kExpert) + 6 * 8 * 2 * (80 + 64));
 }
 
 }  // namespace

@@ -106,6 +106,7 @@ void on_every_isa(const std::function<void()>& body) {
 struct Naive {
   std::vector<double> o;
   double tolerance;
+  double largest_score = 0, largest_value = 0;  // sums of absolute products; values
 };
 
 // Softmax attention of one head in double, and how far fp32 may be from it.
@@ -126,7 +127,7 @@ Naive naive_attention(const Sequence& s, int64_t position, int head) {
   double sum = 0;
   for (double& score : scores) sum += score = std::exp(score - greatest);
 
-  Naive naive{std::vector<double>(s.shape.kv_lora_rank), 0};
+  Naive naive{.o = std::vector<double>(s.shape.kv_lora_rank), .tolerance = 0};
   double largest_value = 0;
   for (int64_t j = 0; j <= position; ++j) {
     for (int i = 0; i < s.shape.kv_lora_rank; ++i) {
@@ -142,6 +143,8 @@ Naive naive_attention(const Sequence& s, int64_t position, int head) {
   const double terms = static_cast<double>(position + 1);
   const double score_error = largest_score * (lane_terms + 4 + 2) * 0x1p-24;
   const double weight_error = score_error + (4 + 3 * terms / kKvChunk) * 0x1p-24;
+  naive.largest_score = largest_score;
+  naive.largest_value = largest_value;
   naive.tolerance = largest_value * 2 * (weight_error + terms * 0x1p-24);
   return naive;
 }
@@ -167,6 +170,46 @@ TEST(MlaAttention, AgreesWithSoftmaxAttentionInDouble) {
   }
 }
 
+TEST(MlaAttention, OverABf16CacheIsAsNearAsRoundedQueriesAndWeightsAllow) {
+  Sequence s({.num_heads = 3, .kv_lora_rank = 41, .rope_dim = 8, .softmax_scale = 0.3f},
+             KvType::kBf16, 16, 201);
+  s.write(0, 201);
+
+  on_every_isa([&] {
+    for (const int64_t position : {0, 1, 63, 64, 200}) {
+      const std::vector<float> o = s.attend(mla_attention, {position});
+      for (int head = 0; head < 3; ++head) {
+        const Naive naive = naive_attention(s, position, head);
+        // A query off by 2^-9 moves a score, and with it the weight, by as much of what its
+        // products add up to; the weight's own rounding comes on top.
+        const double tolerance =
+            naive.tolerance + 2 * naive.largest_value * (naive.largest_score + 1.01) * 0x1p-9;
+        for (int i = 0; i < 41; ++i)
+          EXPECT_NEAR(o[head * 41 + i], naive.o[i], tolerance)
+              << "position " << position << " head " << head << " element " << i;
+      }
+    }
+  });
+}
+
+TEST(MlaAttention, RowsThatATokenDoesNotSeeMayHoldAnything) {
+  for (const KvType type : {KvType::kF32, KvType::kBf16}) {
+    Sequence s({.num_heads = 2, .kv_lora_rank = 16, .rope_dim = 4, .softmax_scale = 1}, type, 4, 8);
+    s.write(0, 8);
+    Sequence poisoned = s;
+    poisoned.cache = KvCache(s.cache.shape(), poisoned.memory.data());
+    std::fill(poisoned.rows.begin() + 5 * 20, poisoned.rows.end(), NAN);
+    poisoned.write(5, 8);
+
+    on_every_isa([&] {
+      std::vector<float> o = poisoned.attend(mla_attention, {3, 4, 5, 6});
+      EXPECT_TRUE(std::isnan(o.back()));
+      o.resize(2 * 2 * 16);
+      EXPECT_TRUE(equal_bits(o, s.attend(mla_attention, {3, 4})));
+    });
+  }
+}
+
 TEST(MlaAttention, TheFirstTokenSeesItselfOnly) {
   Sequence s({.num_heads = 1, .kv_lora_rank = 16, .rope_dim = 4, .softmax_scale = 1}, KvType::kF32,
              4, 8);
@@ -178,20 +221,22 @@ TEST(MlaAttention, TheFirstTokenSeesItselfOnly) {
 }
 
 TEST(MlaAttention, EveryPathEqualsTheReferenceBitForBit) {
+  const std::vector<int64_t> positions = range(0, 201);
   for (const int heads : {1, 3, 8}) {
     for (const KvType type : {KvType::kF32, KvType::kBf16, KvType::kInt8}) {
-      for (const int block_size : {1, 3, 16, 128}) {
-        Sequence s({.num_heads = heads, .kv_lora_rank = 72, .rope_dim = 6, .softmax_scale = 0.5f},
-                   type, block_size, 140);
-        s.write(0, 140);
-        const std::vector<int64_t> positions = range(0, 140);
-        const std::vector<float> expected = s.attend(reference::mla_attention, positions);
-
-        on_every_isa([&] {
+      const MlaShape shape{
+          .num_heads = heads, .kv_lora_rank = 72, .rope_dim = 6, .softmax_scale = 0.5f};
+      Sequence same(shape, type, 128, 201);
+      same.write(0, 201);
+      on_every_isa([&] {
+        const std::vector<float> expected = same.attend(reference::mla_attention, positions);
+        for (const int block_size : {1, 3, 16, 128}) {
+          Sequence s(shape, type, block_size, 201);
+          s.write(0, 201);
           EXPECT_TRUE(equal_bits(s.attend(mla_attention, positions), expected))
               << heads << " heads, blocks of " << block_size << ", type " << int(type);
-        });
-      }
+        }
+      });
     }
   }
 }
@@ -201,9 +246,11 @@ TEST(MlaAttention, EveryPathEqualsTheReferenceAtDeepSeeksWidth) {
     Sequence s({.num_heads = 6, .kv_lora_rank = 512, .rope_dim = 64, .softmax_scale = 0.04f}, type,
                128, 131);
     s.write(0, 131);
-    const std::vector<float> expected = s.attend(reference::mla_attention, {130});
 
-    on_every_isa([&] { EXPECT_TRUE(equal_bits(s.attend(mla_attention, {130}), expected)); });
+    on_every_isa([&] {
+      const std::vector<float> expected = s.attend(reference::mla_attention, {130});
+      EXPECT_TRUE(equal_bits(s.attend(mla_attention, {130}), expected));
+    });
   }
 }
 
@@ -243,9 +290,9 @@ TEST(MlaAttention, QueriesThatShareAReadingMayStandAnywhereInTheirSequences) {
   const Matrix<const float> q(s.q.data(), tokens, s.shape.num_heads * s.width);
   std::vector<float> expected(tokens * s.shape.num_heads * s.shape.kv_lora_rank);
   const Matrix<float> want(expected.data(), tokens, s.shape.num_heads * s.shape.kv_lora_rank);
-  reference::mla_attention(s.shape, s.cache, 1, queries, q, want);
 
   on_every_isa([&] {
+    reference::mla_attention(s.shape, s.cache, 1, queries, q, want);
     std::vector<float> got(expected.size());
     mla_attention(s.shape, s.cache, 1, queries, q, {got.data(), tokens, want.cols});
     EXPECT_TRUE(equal_bits(got, expected));
