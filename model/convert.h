@@ -30,8 +30,8 @@ struct ConvertOptions {
   std::filesystem::path input, output;
   QuantMode mode = QuantMode::kBfloat16;
   // kW8A8C8: measures the scales, on this text; asked for once, also of a conversion that goes on.
-  std::function<KvScales()> calibrate;
-  std::filesystem::path calibration_file;
+  std::function<KvScales()> calibrate = {};
+  std::filesystem::path calibration_file = {};
   size_t shard_bytes = size_t{4} << 30;  // a shard is closed when it has that many
   std::function<void(size_t done, size_t total)> progress;  // bytes written; may be empty
 };

@@ -121,7 +121,7 @@ constexpr GqaShape kShape{.num_heads = 8,
 const std::vector<int64_t> kPositions{0, 1, 14, 15, 16, 62, 63, 64, 79, 80, 127, 128, 143, 200};
 
 TEST(GqaAttention, EachGroupOfQueryHeadsReadsItsKeysAndValues) {
-  for (const KvType type : {KvType::kF32, KvType::kBf16, KvType::kInt8})
+  for (const KvType type : {KvType::kF32, KvType::kInt8})
     expect_naive(Sequence(kShape, type, 16, 201), kPositions);
 }
 

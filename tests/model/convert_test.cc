@@ -221,6 +221,52 @@ TEST(Convert, CutShortCannotBeLoadedAndGoesOnToTheSameFiles) {
   EXPECT_EQ(static_cast<size_t>(std::distance(fs::directory_iterator(cut), {})), files);
 }
 
+TEST(Convert, W8A8C8HasAScaleOfTheKvCacheForEachLayerMeasuredOnce) {
+  const TemporaryDirectory directory;
+  const fs::path output = directory.path() / "out";
+  const fs::path text = directory.write("text.txt", "some words");
+  const std::vector<KvScaleTensor> tensors = kv_scale_tensors(read_model_config(kFp8));
+  int measured = 0;
+  const auto convert = [&](size_t stop_after) {
+    ConvertOptions options = in_small_shards(output, stop_after);
+    options.mode = QuantMode::kW8A8C8;
+    options.calibration_file = text;
+    options.calibrate = [&] {
+      KvScales scales;
+      for (const KvScaleTensor& tensor : tensors)
+        scales[tensor.name] = 0.1f + static_cast<float>(scales.size() + 100 * measured);
+      ++measured;
+      return scales;
+    };
+    convert_checkpoint(options);
+  };
+  EXPECT_THROW(convert(600'000), std::runtime_error);
+  convert(SIZE_MAX);
+
+  EXPECT_EQ(measured, 1);
+  const Checkpoint after(output);
+  ASSERT_EQ(tensors.size(), 5);  // 4 layers and the MTP module
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const Tensor* scale = after.find(fmt::format("model.layers.{}.self_attn.ckv_scale", i));
+    ASSERT_NE(scale, nullptr) << i;
+    EXPECT_EQ(scale->dtype, Dtype::kF32);
+    EXPECT_EQ(scale->shape, std::vector<int64_t>{1});
+    EXPECT_EQ(at<float>(*scale, 0), 0.1f + static_cast<float>(i));
+  }
+  const ModelConfig config = read_model_config(output);
+  EXPECT_TRUE(config.int8_weights && config.int8_kv_cache && config.kv_cache_scales);
+
+  const fs::path other = directory.path() / "other";
+  ConvertOptions of_other_text = in_small_shards(other, 100'000);
+  of_other_text.mode = QuantMode::kW8A8C8;
+  of_other_text.calibration_file = text;
+  of_other_text.calibrate = [] { return KvScales{}; };
+  EXPECT_THROW(convert_checkpoint(of_other_text), std::runtime_error);
+  of_other_text.calibration_file = directory.write("other.txt", "other words");
+  EXPECT_CONTAINS(user_error([&] { convert_checkpoint(of_other_text); }),
+                  "parts of another conversion");
+}
+
 TEST(Convert, RefusesADirectoryThatHoldsSomethingElse) {
   const TemporaryDirectory directory;
   directory.write("notes.txt", "mine");
