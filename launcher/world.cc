@@ -133,6 +133,20 @@ class World::Impl {
     return {kv_shape_, kv_memory_.data() + rank * section};
   }
 
+  int kv_file() const { return kv_fd_.get(); }
+  const layers::KvCacheShape& kv_shape() const { return kv_shape_; }
+
+  void map_kv(const ForeignSection& section, Fd file) {
+    const uint64_t number = ++mappings_;
+    for (int rank = 0; rank < world_size(); ++rank) {
+      flatbuffers::FlatBufferBuilder b;
+      send(rank, b,
+           msg::CreateMapKv(b, number, section.first_block, section.blocks, file.get(),
+                            file ? section.offset(rank) : 0));
+    }
+    if (file) mapped_files_[number] = {std::move(file), world_size()};
+  }
+
   std::vector<RankStatus> rank_status() const {
     std::vector<RankStatus> ranks;
     for (int rank = 0; rank < world_size(); ++rank) {
@@ -157,20 +171,6 @@ class World::Impl {
     if (const int signal = signals_.take()) on_signal(signal);
     for (const RankExit& exit : supervisor_.reap()) on_exit(exit);
     if (words_due_ > 0) check_for_stall();
-  }
-
-  int kv_file() const { return kv_fd_.get(); }
-  const layers::KvCacheShape& kv_shape() const { return kv_shape_; }
-
-  void map_kv(const ForeignSection& section, Fd file) {
-    const uint64_t number = ++mappings_;
-    for (int rank = 0; rank < world_size(); ++rank) {
-      flatbuffers::FlatBufferBuilder b;
-      send(rank, b,
-           msg::CreateMapKv(b, number, section.first_block, section.blocks, file.get(),
-                            file ? section.offset(rank) : 0));
-    }
-    if (file) mapped_files_[number] = {std::move(file), world_size()};
   }
 
   std::vector<RankFigures> shut_down() {

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "base/log.h"
 
 namespace troupe::serve {
 
@@ -23,6 +24,15 @@ constexpr milliseconds kPause{1000};    // before one is started again
 constexpr milliseconds kEarly{10'000};  // an end so soon after the start is an early one
 constexpr int kMostEarlyEnds = 3;
 constexpr milliseconds kStopGrace{15'000};
+
+// It logs as this process does; to files in a directory of its own beside this one's.
+std::vector<std::string> log_arguments(const std::string& name) {
+  LogOptions log = log_options();
+  if (log.directory.empty()) return {"--log-level", log.level};
+  log.directory /= name;
+  std::filesystem::create_directories(log.directory);
+  return log.arguments();
+}
 
 }  // namespace
 
@@ -58,7 +68,8 @@ void InstanceProcesses::start(Child& child) const {
   posix_spawnattr_setsigdefault(&attributes, &all);
   posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
 
-  std::vector<std::string> words = child.command.words;
+  std::vector<std::string> words = log_arguments(child.command.name);
+  words.insert(words.end(), child.command.words.begin(), child.command.words.end());
   std::string program = "troupe";
   std::vector<char*> argv{program.data()};
   for (std::string& word : words) argv.push_back(word.data());

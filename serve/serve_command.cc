@@ -11,7 +11,6 @@
 #include <thread>
 
 #include "base/error.h"
-#include "base/log.h"
 #include "launcher/config.h"
 #include "launcher/supervisor.h"
 #include "serve/api.h"
@@ -159,13 +158,7 @@ void serve_instance(const ServeArguments& arguments, const std::string& role) {
 
 InstanceProcesses::Command child_command(const ServeArguments& arguments, const std::string& role,
                                          const std::string& router) {
-  LogOptions log = log_options();
-  if (!log.directory.empty()) {
-    log.directory /= role;
-    std::filesystem::create_directories(log.directory);
-  }
-  std::vector<std::string> words = log.arguments();
-  if (words.empty()) words = {"--log-level", log.level};
+  std::vector<std::string> words;
   for (const std::string& word :
        {std::string("serve"), std::string("--pd-role"), role, std::string("--config"),
         config_of(arguments, role).string(), std::string("--router"), router,
