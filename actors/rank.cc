@@ -215,9 +215,9 @@ class RankProcess {
 
   void serve() {
     const bool logs_steps = logs(LogLevel::kDebug, "rank");
-    comm::Trace* trace = communicator_->trace();
     for (;;) {
       communicator_->enter_step(comm::Stage::kIdle, step_);
+      comm::Trace* trace = communicator_->trace();
       if (trace != nullptr) trace->set_track(comm::TraceTrack::kRank);
       comm::TraceSpan idle(trace, comm::TraceOp::kAwaitPlan);
       const msg::Envelope& envelope = link_.receive(std::chrono::hours(24 * 365));
@@ -232,14 +232,16 @@ class RankProcess {
         throw_rank_error("rank {}: expected StepPlan, got {}", rank_,
                          msg::EnumNameBody(envelope.body_type()));
       step_ = plan->step();
+      communicator_->record(plan->recording());
       communicator_->enter_step(plan->decode() ? comm::Stage::kDecode : comm::Stage::kPrefill,
                                 step_);
       if (logs_steps)
         log(LogLevel::kDebug, "rank",
             fmt::format("{} of {} rows", plan->decode() ? "decode" : "prefill", rows_of(*plan)),
             {.actor = "rank", .step = static_cast<int64_t>(step_)});
-      const comm::TraceSpan span(
-          trace, plan->decode() ? comm::TraceOp::kDecode : comm::TraceOp::kPrefill, rows_of(*plan));
+      const comm::TraceSpan span(communicator_->trace(),
+                                 plan->decode() ? comm::TraceOp::kDecode : comm::TraceOp::kPrefill,
+                                 rows_of(*plan));
       actors_->run_step(envelope);
     }
   }
@@ -351,7 +353,8 @@ model::WeightOptions weight_options(const msg::LaunchT& launch) {
 comm::CommOptions comm_options(const msg::LaunchT& launch) {
   const int threads = launch.threads_per_rank + (launch.comm_thread ? 1 : 0);
   return {.mode = launch.comm_thread ? comm::CommMode::kThread : comm::CommMode::kInline,
-          .spin = comm::has_core_for_each_thread(launch.world_size, threads)};
+          .spin = comm::has_core_for_each_thread(launch.world_size, threads),
+          .traced = launch.traced};
 }
 
 layers::TeamOptions team_options(const msg::LaunchT& launch, int rank) {

@@ -9,7 +9,6 @@ RankActors::RankActors(RankContext context, Mailbox::SendRemote send_remote)
       context_(context),
       mailbox_(context.communicator.world_rank(), std::move(send_remote)) {
   context_.groups = &groups_;
-  mailbox_.trace_to(context_.communicator.trace());
   // A plan goes to all of them in this order; attention, which starts the step, hears it last.
   lm_head_.emplace(mailbox_, context_);
   if (context_.weights.mtp) mtp_.emplace(mailbox_, context_);
@@ -19,6 +18,7 @@ RankActors::RankActors(RankContext context, Mailbox::SendRemote send_remote)
 }
 
 void RankActors::run_step(const msg::Envelope& plan) {
+  mailbox_.trace_to(context_.communicator.trace());
   const ExecutionOptions& execution = context_.execution;
   const bool one_region =
       execution.graph && execution.superkernel && plan.body_as_StepPlan()->decode();

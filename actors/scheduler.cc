@@ -291,6 +291,7 @@ void Scheduler::send_plans() {
       observes_mtp || planned_drafts_ > 0 || (limits_.num_drafts > 0 && !decode_step_);
   step_started_ = steady_clock::now();
   asked_.assign(limits_.world_size, 1);
+  const uint32_t recording = trace() == nullptr ? 0 : trace()->recording();
   for (int rank = 0; rank < limits_.world_size; ++rank) {
     plans_.clear();
     for (const Sequence* s : dp_ranks_[rank / limits_.attn_tp_size].planned())
@@ -298,7 +299,8 @@ void Scheduler::send_plans() {
     const auto sequences = builder().CreateVector(plans_);
     send({rank, msg::ActorKind::Rank},
          msg::CreateStepPlan(builder(), step_, decode_step_, max_rows, max_sequences, run_mtp,
-                             planned_drafts_, observe_, candidates(), sequences, top_log_probs));
+                             planned_drafts_, observe_, candidates(), sequences, top_log_probs,
+                             recording));
   }
 }
 

@@ -66,6 +66,7 @@ struct CommOptions {
   // Whether waits spin before they sleep: only where every thread that computes or communicates has
   // a core of its own.
   bool spin = false;
+  bool traced = true;  // from the start, if the arena has rings
 };
 
 // Whether this process may run on as many cores as all ranks have threads. For a process that has
@@ -98,9 +99,12 @@ class Communicator {
     bytes_sent_ += bytes;
     if (trace_) trace_->add_sent_bytes(world_rank, bytes);
   }
-  // Null unless the launch is traced, and for the comm thread: a ring has one writer. What that
+  // Null unless something is recorded, and for the comm thread: a ring has one writer. What that
   // thread does shows as the main thread's wait for it.
   Trace* trace();
+  // Between steps, for the thread that calls: 0 ends the recording, another number than that of the
+  // one under way begins anew.
+  void record(uint32_t recording);
 
   // Publishes where this rank is (Activity), for reports and error messages.
   void enter_step(Stage stage, uint64_t step);

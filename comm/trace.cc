@@ -71,6 +71,8 @@ auto& at(const Table& table, auto index) {
   return table[i];
 }
 
+constexpr uint64_t kPrefetchEvents = 8;
+
 size_t align_up(size_t bytes) { return (bytes + kCacheLine - 1) / kCacheLine * kCacheLine; }
 
 }  // namespace
@@ -96,9 +98,17 @@ TraceEvent* TraceRing::events() {
                                        static_cast<size_t>(num_layers) * num_experts);
 }
 
+// By the arena's sizes: what the ring says of itself is not trusted.
+void TraceRing::clear(const ArenaShape& shape) {
+  written.store(0, std::memory_order_release);
+  const size_t experts = static_cast<size_t>(shape.trace.num_layers) * shape.trace.num_experts;
+  std::fill_n(sent_bytes(), static_cast<size_t>(shape.world_size) + experts, 0);
+}
+
 // ---- writing ------------------------------------------------------------------------------------
 
-Trace::Trace(const Arena& arena, int ring) : ring_(arena.trace_ring(ring)) {
+Trace::Trace(const Arena& arena, int ring, uint32_t recording)
+    : ring_(arena.trace_ring(ring)), recording_(recording) {
   const TraceShape& shape = arena.shape().trace;
   ring_.num_events = shape.num_events;
   ring_.world_size = arena.shape().world_size;
@@ -108,6 +118,7 @@ Trace::Trace(const Arena& arena, int ring) : ring_(arena.trace_ring(ring)) {
   TROUPE_CHECK(std::has_single_bit(static_cast<uint64_t>(shape.num_events)), "{}",
                shape.num_events);
   mask_ = static_cast<uint64_t>(shape.num_events) - 1;
+  ring_.clear(arena.shape());
   // Now, or the first round of the ring would pay for each of its pages.
   std::fill_n(events_, shape.num_events, TraceEvent{});
 }
@@ -116,6 +127,8 @@ Trace::Trace(const Arena& arena, int ring) : ring_(arena.trace_ring(ring)) {
 // counted can be read.
 TraceEvent& Trace::open(uint8_t kind, uint8_t which, int32_t peer) {
   TraceEvent& event = events_[written_ & mask_];
+  // The ring is larger than the caches: a store that misses holds up those behind it.
+  __builtin_prefetch(&events_[(written_ + kPrefetchEvents) & mask_], 1);
   event.start = static_cast<int64_t>(now_ticks());
   event.step = step_;
   event.peer = peer;
@@ -175,6 +188,11 @@ void Trace::add_expert_rows(int32_t expert, int64_t rows) {
 }
 
 // ---- reading ------------------------------------------------------------------------------------
+
+void clear_traces(const Arena& arena) {
+  for (int ring = 0; ring <= arena.shape().world_size; ++ring)
+    arena.trace_ring(ring).clear(arena.shape());
+}
 
 TraceSnapshot read_trace(const Arena& arena, int index, const TickClock& clock) {
   TraceRing& ring = arena.trace_ring(index);

@@ -95,7 +95,9 @@ const char* counter_name(TraceCounter counter);  // "kv_blocks", ...
 // The writing end. One per process, for one thread.
 class Trace {
  public:
-  Trace(const Arena& arena, int ring);  // ring: a rank, or world_size for the launcher's
+  // ring: a rank, or world_size for the launcher's. What it holds of an earlier recording goes.
+  Trace(const Arena& arena, int ring, uint32_t recording = 1);
+  uint32_t recording() const { return recording_; }  // its number, from 1
 
   // What events from now on belong to.
   void set_track(TraceTrack track) { track_ = track; }
@@ -123,6 +125,7 @@ class Trace {
 
   TraceRing& ring_;
   TraceEvent* events_;
+  uint32_t recording_;
   uint64_t mask_;  // of a number of events that is a power of two
   uint64_t written_ = 0;
   TraceTrack track_ = TraceTrack::kRank;

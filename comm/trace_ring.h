@@ -11,6 +11,7 @@
 
 namespace troupe::comm {
 
+struct ArenaShape;
 class TickClock;  // comm/arena_layout.h
 
 // Of all rings of a launch; no trace if num_events is 0.
@@ -60,7 +61,11 @@ struct TraceRing {
   uint64_t* sent_bytes();
   uint64_t* expert_rows();
   TraceEvent* events();
+  void clear(const ArenaShape& shape);
 };
+
+// Forgets what the rings hold: for the launcher, while no rank records.
+void clear_traces(const Arena& arena);
 
 // What a ring holds, copied out of it.
 struct TraceSnapshot {

@@ -82,7 +82,7 @@ Communicator::Communicator(Arena& arena, int world_rank, std::chrono::millisecon
       spin_(options.spin),
       flights_(arena, world_rank),
       transfers_(std::make_unique<TransferQueue>(*this)) {
-  if (arena.shape().trace.on()) trace_.emplace(arena, world_rank);
+  if (options.traced && arena.shape().trace.on()) trace_.emplace(arena, world_rank);
   if (options.mode == CommMode::kThread) comm_thread_ = std::make_unique<CommThread>();
 }
 
@@ -97,6 +97,12 @@ CommThread* Communicator::comm_thread() const {
 Trace* Communicator::trace() {
   if (!trace_ || (comm_thread_ && comm_thread_->is_current())) return nullptr;
   return &*trace_;
+}
+
+void Communicator::record(uint32_t recording) {
+  if (recording == (trace_ ? trace_->recording() : 0)) return;
+  trace_.reset();
+  if (recording != 0) trace_.emplace(arena_, world_rank_, recording);
 }
 
 void Communicator::wait_for_job(uint32_t job, Operation operation) {

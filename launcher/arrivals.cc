@@ -3,9 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
+#include <sstream>
 
 #include "base/error.h"
+#include "launcher/requests.h"
 #include "layers/sampler.h"
 
 namespace troupe::launcher {
@@ -43,8 +44,7 @@ std::vector<Arrival> poisson_arrivals(const PoissonArrivals& arguments) {
 }
 
 std::vector<Arrival> read_arrivals(const std::filesystem::path& file) {
-  std::ifstream in(file);
-  if (!in) throw_user_error("{}: cannot read the arrivals", file.string());
+  std::istringstream in(read_text_file(file));
   std::vector<Arrival> arrivals;
   int number = 0;
   for (std::string line; std::getline(in, line);) {

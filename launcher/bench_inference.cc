@@ -6,6 +6,7 @@
 // estimated.
 //   decode   from the step after every sequence has its first token to the last token
 //   prefill  from the request to its first token
+// With --trace-cost a trace is recorded in every other repetition.
 #include <spdlog/spdlog.h>
 
 #include <CLI/CLI.hpp>
@@ -21,6 +22,7 @@
 #include "base/error.h"
 #include "base/output_path.h"
 #include "launcher/bench_command.h"
+#include "launcher/command_errors.h"
 #include "launcher/commands.h"
 #include "launcher/forward_work.h"
 #include "launcher/machine_limits.h"
@@ -36,11 +38,12 @@ using Clock = std::chrono::steady_clock;
 
 struct InferenceArguments {
   ConfigArguments config;
-  int64_t tokens = 0;    // --tokens: decode: made by each sequence; prefill: of the prompt
-  int64_t context = 0;   // --context: tokens of a sequence before its decoding starts
-  int batch = 1;         // --batch
-  int repeat = 5;        // --repeat
-  bool profile = false;  // --profile
+  int64_t tokens = 0;       // --tokens: decode: made by each sequence; prefill: of the prompt
+  int64_t context = 0;      // --context: tokens of a sequence before its decoding starts
+  int batch = 1;            // --batch
+  int repeat = 5;           // --repeat
+  bool profile = false;     // --profile
+  bool trace_cost = false;  // --trace-cost
   std::filesystem::path json;
 };
 
@@ -56,9 +59,8 @@ class TemporaryDirectory {
     std::string name =
         (std::filesystem::temp_directory_path(error) / "troupe-bench-XXXXXX").string();
     if (error || ::mkdtemp(name.data()) == nullptr)
-      throw_user_error(
-          "--profile needs a directory for its trace: {}; set TMPDIR to one that can be written",
-          error ? error.message() : errno_text("mkdtemp"));
+      throw_user_error("a trace needs a directory: {}; set TMPDIR to one that can be written",
+                       error ? error.message() : errno_text("mkdtemp"));
     path_ = name;
   }
   ~TemporaryDirectory() {
@@ -84,6 +86,7 @@ class InferenceBench {
     config_.scheduler.batch_size = arguments_.batch;
     if (arguments_.profile && config_.trace_dir.empty())
       config_.trace_dir = own_trace_.emplace().path();
+    config_.trace_on_demand = arguments_.trace_cost;
     check_length();
   }
 
@@ -102,7 +105,14 @@ class InferenceBench {
     repetition(session, router);
     const int64_t warm_steps = steps_of(session);
     std::vector<double> rates;
-    for (int i = 0; i < arguments_.repeat; ++i) rates.push_back(repetition(session, 0));
+    for (int i = 0; i < arguments_.repeat; ++i) {
+      const bool traced_first = arguments_.trace_cost && i % 2 == 1;
+      if (traced_first) traced_rates_.push_back(traced_repetition(session));
+      rates.push_back(repetition(session, 0));
+      if (arguments_.trace_cost && !traced_first)
+        traced_rates_.push_back(traced_repetition(session));
+    }
+    if (arguments_.trace_cost) trace_cost_ = cost_of(rates, traced_rates_);
     const int64_t steps = steps_of(session) - warm_steps;
     session.shut_down();
     const double bandwidth_before = limits.read_bytes_per_s;
@@ -111,6 +121,7 @@ class InferenceBench {
         report(std::move(rates), has_limit ? limit(limits) : nullptr, session.load_s());
     if (arguments_.profile) profile_ = profile(warm_steps + 1, steps, has_limit);
     if (profile_) json["profile"] = to_json(*profile_);
+    if (arguments_.trace_cost) json["trace_cost"] = trace_cost_;
     return json;
   }
 
@@ -159,6 +170,25 @@ class InferenceBench {
     return phase_ == Phase::kPrefill
                ? static_cast<double>(arguments_.tokens) / seconds(all_started_ - start)
                : static_cast<double>(tokens_) / seconds(last_token_ - all_started_);
+  }
+
+  double traced_repetition(Session& session) {
+    session.start_trace(own_trace_ ? own_trace_->path() : own_trace_.emplace().path());
+    const double rate = repetition(session, 0);
+    session.drop_trace();
+    return rate;
+  }
+
+  // How much longer it takes: of the pairs, which are neighbours in time.
+  static nlohmann::json cost_of(const std::vector<double>& rates,
+                                const std::vector<double>& traced) {
+    std::vector<double> costs;
+    for (size_t i = 0; i < rates.size(); ++i) costs.push_back(rates[i] / traced[i] - 1);
+    std::ranges::sort(costs);
+    const auto at = [&](double share) {
+      return costs[static_cast<size_t>(share * static_cast<double>(costs.size() - 1))];
+    };
+    return {{"p25", at(0.25)}, {"p50", at(0.5)}, {"p75", at(0.75)}};
   }
 
   // A sequence's first token comes alone; what comes after the last of those is counted.
@@ -254,6 +284,8 @@ class InferenceBench {
   Config config_;
   std::optional<TemporaryDirectory> own_trace_;
   std::optional<OperationProfile> profile_;
+  std::vector<double> traced_rates_;
+  nlohmann::json trace_cost_;
   model::ModelConfig model_;
   std::vector<int> ids_;
   int prefills_ = 0;
@@ -269,6 +301,11 @@ void print(Phase phase, const nlohmann::json& report) {
   fmt::print("{}: {:.2f} tokens/s (median of {}; {:.2f} to {:.2f})\n", name(phase),
              rate["p50"].get<double>(), report["repeat"].get<int>(), rate["min"].get<double>(),
              rate["max"].get<double>());
+  if (report.contains("trace_cost"))
+    fmt::print("a trace costs {:.1f} % (median of the pairs; middle half {:.1f} to {:.1f})\n",
+               100 * report["trace_cost"]["p50"].get<double>(),
+               100 * report["trace_cost"]["p25"].get<double>(),
+               100 * report["trace_cost"]["p75"].get<double>());
   const auto& limit = report["limit"];
   if (limit.is_null()) return;
   const auto& peaks = limit["peak_gflop_per_s"];
@@ -301,22 +338,29 @@ void add(CLI::App& bench, Phase phase, const char* about, int64_t tokens) {
   command->add_option("--set", arguments->config.overrides, "section.key=value; may repeat")
       ->take_all()
       ->allow_extra_args(false);
-  command->add_option("--trace", arguments->config.trace, "write a trace of each rank there");
+  CLI::Option* trace =
+      command->add_option("--trace", arguments->config.trace, "write a trace of each rank there");
   command->add_option("--tokens", arguments->tokens, "tokens of one sequence")
       ->default_val(tokens)
-      ->check(CLI::Range(1, 1 << 24));
+      ->check(integer_from(1, 1 << 24));
   if (phase == Phase::kDecode) {
     command->add_option("--context", arguments->context, "tokens before them")
         ->default_val(0)
-        ->check(CLI::Range(0, 1 << 24));
+        ->check(integer_from(0, 1 << 24));
     command->add_option("--batch", arguments->batch, "sequences at once")
         ->default_val(1)
-        ->check(CLI::Range(1, 65536));
+        ->check(integer_from(1, 65536));
   }
   command->add_option("--repeat", arguments->repeat, "timed repetitions")
       ->default_val(5)
-      ->check(CLI::Range(1, 100000));
-  command->add_flag("--profile", arguments->profile, "time and work by operation");
+      ->check(integer_from(1, 100000));
+  CLI::Option* profile =
+      command->add_flag("--profile", arguments->profile, "time and work by operation");
+  command
+      ->add_flag("--trace-cost", arguments->trace_cost,
+                 "each repetition again with a trace: what that costs")
+      ->excludes(trace)
+      ->excludes(profile);
   command->add_option("--json", arguments->json, "write the report to this file");
   command->callback([phase, arguments] { run_bench_inference(phase, *arguments); });
 }

@@ -21,6 +21,7 @@
 #include "launcher/bench_command.h"
 #include "launcher/bench_routing.h"
 #include "launcher/bench_rows.h"
+#include "launcher/command_errors.h"
 
 namespace troupe::launcher {
 namespace {
@@ -217,17 +218,13 @@ void bench_rank(comm::Communicator& communicator, const std::vector<Op>& ops,
       }
 }
 
-void require_shapes(const MoeArguments& arguments) {
-  constexpr int kMaxTokens = 4096;
-  for (const int count : arguments.ranks)
-    if (count < 1 || kBenchExperts % count != 0)
-      throw_user_error("bench moe --ranks: {} does not divide {} experts", count, kBenchExperts);
-  for (const int tokens : arguments.tokens)
-    if (tokens < 1 || tokens > kMaxTokens)
-      throw_user_error("bench moe --tokens: {} is not in 1 .. {}", tokens, kMaxTokens);
-  if (arguments.chunk_max_len < 1 || arguments.chunk_max_len > kMaxTokens)
-    throw_user_error("bench moe --moe-chunk-max-len: {} is not in 1 .. {}", arguments.chunk_max_len,
-                     kMaxTokens);
+constexpr int kMaxTokens = 4096;
+
+void require_shapes(const std::vector<int>& ranks) {
+  for (const int count : ranks)
+    if (kBenchExperts % count != 0)
+      throw_user_error("bench moe --ranks: {} does not divide {} experts; write 1, 2, 4, 8, ...",
+                       count, kBenchExperts);
 }
 
 }  // namespace
@@ -240,14 +237,16 @@ void add_bench_moe(CLI::App& bench) {
   command
       ->add_option("--tokens", arguments->tokens,
                    "tokens of each rank (default: 1,8,64,512, and 4096 in \"moe round\")")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->check(integer_from(1, kMaxTokens));
   command
       ->add_option("--moe-chunk-max-len", arguments->chunk_max_len,
                    "tokens of a rank in one round, more take several")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(integer_from(1, kMaxTokens));
   command->callback([arguments] {
     const auto ops = chosen_ops(arguments->ops);
-    require_shapes(*arguments);
+    require_shapes(arguments->ranks);
     run_bench(*arguments, [&](comm::Communicator& communicator, std::string& report) {
       bench_rank(communicator, ops, *arguments, report);
     });

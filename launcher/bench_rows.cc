@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/output_path.h"
+#include "launcher/command_errors.h"
 #include "launcher/report.h"
 
 namespace troupe::launcher {
@@ -31,19 +32,6 @@ nlohmann::json json_of(const BenchRow& row) {
 }
 
 }  // namespace
-
-void add_bench_options(CLI::App& command, BenchArguments& arguments) {
-  command.add_option("--ranks", arguments.ranks, "numbers of ranks")
-      ->delimiter(',')
-      ->default_val(std::vector<int>{2, 4, 8});
-  command.add_option("--ops", arguments.ops, "all, or operations as in the first column")
-      ->delimiter(',')
-      ->default_val(std::vector<std::string>{"all"});
-  command.add_option("--seconds", arguments.seconds, "to spend on a row")->default_val(0.3);
-  command.add_option("--json", arguments.json, "write the rows to this file");
-  command.add_flag("--comm-hugepages", arguments.huge_windows,
-                   "ask for huge pages for the windows, as runtime_config.comm_hugepages does");
-}
 
 void append_row(std::string& report, const BenchRow& row) { report += json_of(row).dump() + "\n"; }
 
@@ -82,12 +70,23 @@ void write_rows(const std::filesystem::path& path, const std::vector<BenchRow>& 
   write_json_file(path, {{"rows", list}});
 }
 
+void add_bench_options(CLI::App& command, BenchArguments& arguments) {
+  command.add_option("--ranks", arguments.ranks, "numbers of ranks")
+      ->delimiter(',')
+      ->default_val(std::vector<int>{2, 4, 8})
+      ->check(integer_from(1, kMaxRanks));
+  command.add_option("--ops", arguments.ops, "all, or operations as in the first column")
+      ->delimiter(',')
+      ->default_val(std::vector<std::string>{"all"});
+  command.add_option("--seconds", arguments.seconds, "to spend on a row")
+      ->default_val(0.3)
+      ->check(number_from(0.001, 60));
+  command.add_option("--json", arguments.json, "write the rows to this file");
+  command.add_flag("--comm-hugepages", arguments.huge_windows,
+                   "ask for huge pages for the windows, as runtime_config.comm_hugepages does");
+}
+
 void run_bench(const BenchArguments& arguments, const BenchBody& body) {
-  for (const int ranks : arguments.ranks)
-    if (ranks < 1 || ranks > kMaxRanks)
-      throw_user_error("bench --ranks: {} is not in 1 .. {}", ranks, kMaxRanks);
-  if (!(arguments.seconds > 0 && arguments.seconds <= 60))
-    throw_user_error("bench --seconds: {} is not in (0, 60]", arguments.seconds);
   if (!arguments.json.empty()) require_output_path(arguments.json);
   std::vector<BenchRow> rows;
   print_header();

@@ -20,6 +20,7 @@ struct BenchArguments {
   std::filesystem::path json;    // --json
   bool huge_windows = false;     // --comm-hugepages
 };
+
 void add_bench_options(CLI::App& command, BenchArguments& arguments);
 
 // `op` and `op_case` are spelled as bench/peer_mpi_collectives.cc spells them, so that rows of both

@@ -62,6 +62,9 @@ const std::vector<Chat::Command>& Chat::commands() {
        [](Chat& c, const std::string&) { c.show_ranks(); }},
       {"/experts", "", kNone, "which experts the conversation's tokens went to, by layer",
        [](Chat& c, const std::string&) { c.show_experts(); }},
+      {"/trace", "on [DIR]|off", kOptional,
+       "on: record what the ranks do; off: write that into DIR (./trace); alone: shows it",
+       [](Chat& c, const std::string& arguments) { c.trace(arguments); }},
       {"/save", "FILE", kRequired, "write conversation and settings as JSON",
        [](Chat& c, const std::string& file) { save_chat(file, c.conversation_, c.settings_); }},
       {"/load", "FILE", kRequired, "go on with what was saved",
@@ -215,6 +218,21 @@ void Chat::set(const std::string& arguments) {
   if (space == std::string::npos)
     throw_user_error("/set wants a name and a value, as in /set temperature 0.7");
   settings_.set(trimmed(arguments.substr(0, space)), trimmed(arguments.substr(space + 1)));
+}
+
+void Chat::trace(const std::string& arguments) {
+  Session& session = model_.session();
+  const std::string word = arguments.substr(0, arguments.find_first_of(" \t"));
+  const std::string directory(trimmed(std::string_view(arguments).substr(word.size())));
+  if (word.empty()) return tell(session.tracing() ? "the trace is on\n" : "the trace is off\n");
+  if (word != "on" && (word != "off" || !directory.empty()))
+    throw_user_error("/trace: expected on, on DIR, or off; not \"{}\"",
+                     model::printable(arguments));
+  if (session.tracing() == (word == "on")) throw_user_error("the trace is {} already", word);
+  if (word == "on") return session.start_trace(directory.empty() ? "trace" : directory);
+  const std::string written = session.finish_trace().string();
+  tell(fmt::format("trace of {} ranks in {}: troupe trace summary {}; troupe trace html {}\n",
+                   session.rank_status().size(), written, written, written));
 }
 
 void Chat::toggle_raw() {

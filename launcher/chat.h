@@ -47,6 +47,7 @@ class Chat {
   void show_ranks() const;
   void show_experts();
   void toggle_raw();
+  void trace(const std::string& arguments);
 
   ChatModel& model_;
   LineReader& reader_;

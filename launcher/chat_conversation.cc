@@ -86,6 +86,8 @@ void load_chat(const std::filesystem::path& path, ChatConversation& conversation
   const std::string where = path.string();
   if (!json.is_object())
     throw_user_error("{}: expected an object; /save writes such a file", where);
+  if (!json.contains("messages") && !json.contains("parts") && !json.contains("settings"))
+    throw_user_error("{}: holds no conversation; /save writes such a file", where);
   const auto raw = json.find("raw");
   if (raw != json.end() && !raw->is_boolean())
     throw_user_error("{}: \"raw\" must be true or false", where);

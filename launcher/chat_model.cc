@@ -36,6 +36,7 @@ ChatModel::ChatModel(const Config& config, const Options& options)
         "without)",
         config.model.model_path.string());
   config_.scheduler.batch_size = 1;  // one conversation: all of the KV pool is for it
+  config_.trace_on_demand = true;
   const Load load{.longest_prompt = model_.max_position_embeddings,
                   .longest_sequence = model_.max_position_embeddings};
   session_.emplace(

@@ -50,14 +50,16 @@ class Report {
     if (memory_.total() > budget_) {
       throw_user_error(
           "{} ranks need {}, this machine has {} for them (mem_fraction_static {} of "
-          "{}); use fewer sequences, shorter prompts or a machine with more memory",
+          "{}); lower scheduler_config.batch_size, max_new_tokens or "
+          "runtime_config.comm_buffer_mb, "
+          "take runtime_config.weight_format int8 or a machine with more memory",
           limits_.world_size, bytes_text(memory_.total()), bytes_text(budget_),
           config_.scheduler.mem_fraction_static, bytes_text(machine_bytes()));
     }
     if (!fits_device()) {
       throw_user_error(
-          "rank {} needs {}, runtime_config.device_memory_gb is {} GiB; use more ranks or fewer "
-          "sequences",
+          "rank {} needs {}, runtime_config.device_memory_gb is {} GiB; raise it, lower "
+          "scheduler_config.batch_size or max_new_tokens, or use more ranks (world_size)",
           memory_.fullest_rank(), bytes_text(memory_.device_total(memory_.fullest_rank())),
           config_.runtime.device_memory_gb);
     }

@@ -167,6 +167,25 @@ void store(const Key& key, const Setting& setting, Config& config) {
   }
 }
 
+// A path in a file is one from the current directory or, where nothing is there, from the directory
+// that holds the file's: configs/x.yaml names models/y as a sibling of configs, wherever both are.
+std::filesystem::path found_from(const std::filesystem::path& file, std::filesystem::path path) {
+  std::error_code error;
+  if (path.empty() || path.is_absolute() || std::filesystem::exists(path, error)) return path;
+  const auto beside = std::filesystem::absolute(file, error).parent_path().parent_path() / path;
+  return std::filesystem::exists(beside, error) ? beside : path;
+}
+
+void find_path(const std::filesystem::path& file, const Key& key, Config& config) {
+  if (key.field == nullptr) return;
+  const Field field = key.field(config);
+  if (auto* const* path = std::get_if<std::filesystem::path*>(&field))
+    **path = found_from(file, **path);
+  else if (auto* const* text = std::get_if<std::string*>(&field);
+           text && key.name.ends_with("_path"))
+    **text = found_from(file, **text).string();
+}
+
 std::string divisors(int number) {
   std::vector<int> found;
   for (int i = 1; i <= number; ++i) {
@@ -207,6 +226,7 @@ Config read_config(const std::filesystem::path& file, const std::vector<std::str
   for (const auto& [key, setting] : settings) {
     store(*key, setting, config);
     config.sources[key->path()] = setting.source;
+    if (setting.source != "--set") find_path(file, *key, config);
   }
   check_sizes(config, settings);
   if (config.model.enable_profiler) config.trace_dir = "prof";

@@ -77,6 +77,7 @@ struct Config {
   std::map<std::string, std::string> sources;
   std::vector<std::string> inject;  // --inject: faults as comm/fault.h reads them
   std::filesystem::path trace_dir;  // of a trace of the launch, as --trace says; empty: none
+  bool trace_on_demand = false;     // Session::start_trace() may be called
 
   // Said once in the log: keys that mean something only on an NPU, and what stands for them here.
   std::vector<std::string> notes;

@@ -32,7 +32,8 @@ model::BalanceShape balance_shape(const EplbArguments& arguments, const model::M
         "--redundant {}: {} experts with it cannot be divided by moe_ep_size {}; use {}",
         arguments.redundant, places, ranks, (places / ranks + 1) * ranks - experts);
   if (arguments.nodes < 1 || ranks % arguments.nodes != 0)
-    throw_user_error("--nodes {}: does not divide moe_ep_size {}", arguments.nodes, ranks);
+    throw_user_error("--nodes {}: does not divide moe_ep_size {}, the ranks that share the experts",
+                     arguments.nodes, ranks);
   if (places % arguments.nodes != 0 || experts % arguments.nodes != 0)
     throw_user_error("--nodes {}: cannot share {} experts evenly", arguments.nodes, experts);
   return {.num_physical = places,

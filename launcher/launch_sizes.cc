@@ -133,7 +133,9 @@ msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits
   launch.superkernel = config.model.enable_superkernel;
   launch.multi_streams = config.model.enable_multi_streams;
   launch.faults = config.inject;
-  if (!config.trace_dir.empty()) launch.trace_events = trace_events(config.parallel.world_size);
+  launch.traced = !config.trace_dir.empty();
+  if (launch.traced || config.trace_on_demand)
+    launch.trace_events = trace_events(config.parallel.world_size);
   return launch;
 }
 

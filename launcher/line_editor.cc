@@ -1,4 +1,6 @@
+#include <fcntl.h>
 #include <histedit.h>
+#include <sys/file.h>
 
 #include <algorithm>
 #include <clocale>
@@ -6,6 +8,7 @@
 #include <exception>
 
 #include "base/error.h"
+#include "base/memory.h"
 #include "launcher/input_wait.h"
 #include "launcher/line_reader.h"
 #include "model/utf8.h"
@@ -190,12 +193,33 @@ class LineEditor final : public LineReader {
     ::history(history_, &event, H_LOAD, history_file_.c_str());
   }
 
-  // Written at once (mode 0600): the process may be killed.
+  // Written at once (mode 0600): the process may be killed. Other chats write to the same file: the
+  // history becomes what they have made of it, and this line.
   void remember() {
     if (line_.find_first_not_of(" \n\t") == std::string::npos) return;
     HistEvent event;
+    const Fd lock = lock_history();
+    if (lock) {
+      ::history(history_, &event, H_CLEAR);
+      ::history(history_, &event, H_LOAD, history_file_.c_str());
+    }
     ::history(history_, &event, H_ENTER, line_.c_str());
-    if (!history_file_.empty()) ::history(history_, &event, H_SAVE, history_file_.c_str());
+    if (!lock) return;
+    const std::filesystem::path whole = beside_history(".new");
+    std::error_code ignored;
+    if (::history(history_, &event, H_SAVE, whole.c_str()) >= 0)
+      std::filesystem::rename(whole, history_file_, ignored);
+  }
+
+  // Nobody else reads and writes the history while this lives. Empty where there is no file.
+  Fd lock_history() const {
+    if (history_file_.empty()) return {};
+    Fd lock(::open(beside_history(".lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    if (lock && ::flock(lock.get(), LOCK_EX) != 0) return {};
+    return lock;
+  }
+  std::filesystem::path beside_history(const char* ending) const {
+    return std::filesystem::path(history_file_) += ending;
   }
 
   Beside beside_;

@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "launcher/bench_command.h"
 #include "launcher/command_docs.h"
+#include "launcher/command_errors.h"
 #include "launcher/commands.h"
 #include "launcher/launch.h"
 #include "launcher/supervisor.h"
@@ -60,7 +61,7 @@ void add_run(CLI::App& app, RunArguments& arguments) {
       ->take_all()
       ->allow_extra_args(false);
   command->add_option("--n", arguments.n, "answers to each prompt, with numbers of their own")
-      ->check(CLI::Range(1, 1024));
+      ->check(integer_from(1, 1024));
   command->add_option("--json", arguments.json, "write the report to this file");
   command->callback([&] { run_command(arguments); });
 }
@@ -157,8 +158,10 @@ void add_eplb(CLI::App& app, EplbArguments& arguments) {
   command
       ->add_option("--redundant", arguments.redundant,
                    "copies of experts beyond one of each, over all ranks")
+      ->check(integer_from(0, 1 << 20))
       ->default_str("0");
   command->add_option("--nodes", arguments.nodes, "machines that share the ranks evenly")
+      ->check(integer_from(1, 1024))
       ->default_str("1");
   command
       ->add_option("--output", arguments.output,
@@ -185,7 +188,7 @@ void add_doctor(CLI::App& app, DoctorArguments& arguments, int& status) {
 void add_status(CLI::App& app, StatusArguments& arguments) {
   CLI::App* command = app.add_subcommand("status", "what running launches do, also one that hangs");
   command->add_option("pid", arguments.pid, "of one launch; default: all of this user")
-      ->check(CLI::PositiveNumber);
+      ->check(integer_from(1, INT32_MAX));
   command->add_flag("--json", arguments.json, "print JSON");
   command->callback([&] { status_command(arguments); });
 }
@@ -193,12 +196,12 @@ void add_status(CLI::App& app, StatusArguments& arguments) {
 void add_top(CLI::App& app, TopArguments& arguments) {
   CLI::App* command = app.add_subcommand("top", "the same again and again, with tokens per second");
   command->add_option("pid", arguments.pid, "of the launch, if there are several")
-      ->check(CLI::PositiveNumber);
+      ->check(integer_from(1, INT32_MAX));
   command->add_option("--interval", arguments.interval_s, "seconds")
-      ->check(CLI::Range(0.1, 3600.0))
+      ->check(number_from(0.1, 3600))
       ->default_str("1");
   command->add_option("--count", arguments.count, "how often; default: until the launch ends")
-      ->check(CLI::Range(1, 1000000));
+      ->check(integer_from(1, 1000000));
   command->callback([&] { top_command(arguments); });
 }
 
@@ -331,6 +334,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   add_inspect(app, inspect);
   add_command_docs(app, shell);
   add_rank(app, rank, status);
+  refuse_empty_values(app);
   app.parse(argc, argv);
   return status;
 }
@@ -345,7 +349,7 @@ int main(int argc, char** argv) {
   } catch (const CLI::Success& help) {
     return app.exit(help);
   } catch (const CLI::ParseError& error) {
-    return fail(kExitUserError, std::string(error.what()) + " (see troupe --help)");
+    return fail(kExitUserError, command_error(app, error, argc, argv));
   } catch (const Interrupted& error) {
     return fail(kExitInterrupted, error.what());
   } catch (const UserError& error) {

@@ -1,3 +1,5 @@
+#include <spdlog/spdlog.h>
+
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -145,6 +147,8 @@ void score_command(const ScoreArguments& arguments) {
                       {"sum_log_prob", score.sum},
                       {"perplexity", score.perplexity()}});
   }
+  if (total.tokens == 0)
+    spdlog::warn("nothing is scored: the first token of an input follows none; give two or more");
   fmt::print("{} tokens, {:.4f} nats per token, perplexity {:.4f}\n", total.tokens,
              total.tokens > 0 ? -total.sum / static_cast<double>(total.tokens) : 0.0,
              total.perplexity());

@@ -107,6 +107,29 @@ void Session::poll(std::chrono::milliseconds timeout) {
                    .kv_blocks = now.blocks});
 }
 
+void Session::start_trace(const std::filesystem::path& directory) {
+  TROUPE_CHECK(idle() && !tracing());
+  world_->start_trace(directory);
+  mailbox_.trace_to(world_->trace());
+  traced_after_ = scheduler_.step();
+}
+
+std::filesystem::path Session::finish_trace() {
+  TROUPE_CHECK(idle() && tracing());
+  if (scheduler_.step() == traced_after_) {
+    drop_trace();
+    throw_user_error("nothing was done while the trace was on: no file is written");
+  }
+  mailbox_.trace_to(nullptr);
+  return world_->finish_trace();
+}
+
+void Session::drop_trace() {
+  TROUPE_CHECK(idle() && tracing());
+  mailbox_.trace_to(nullptr);
+  world_->drop_trace();
+}
+
 void Session::run_until(const std::function<bool()>& done) {
   while (!done()) poll(std::chrono::seconds(1));
 }

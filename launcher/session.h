@@ -8,6 +8,7 @@
 #pragma once
 
 #include <chrono>
+#include <filesystem>
 #include <functional>
 #include <optional>
 #include <vector>
@@ -78,6 +79,16 @@ class Session {
   double load_s() const { return world_->load_s(); }
   std::vector<RankStatus> rank_status() const { return world_->rank_status(); }
 
+  // Records what all ranks do from the next step on (docs/tracing.md), when idle() and nothing is
+  // recorded. UserError when the directory cannot be made. For a Config::trace_on_demand.
+  void start_trace(const std::filesystem::path& directory);
+  // Ends the recording, when idle(), and writes its files into that directory, which it returns. A
+  // recording that the launch began with counts too. UserError when it cannot be written, or
+  // nothing has been done.
+  std::filesystem::path finish_trace();
+  void drop_trace();  // ends it without files
+  bool tracing() const { return world_->trace() != nullptr; }
+
   // Ends the ranks in order, when idle(); the last call.
   std::vector<RankFigures> shut_down() { return world_->shut_down(); }
 
@@ -87,6 +98,7 @@ class Session {
   actors::Mailbox mailbox_;
   actors::Scheduler scheduler_;
   std::optional<World> world_;
+  uint64_t traced_after_ = 0;  // the last step that the recording leaves out
 };
 
 }  // namespace troupe::launcher

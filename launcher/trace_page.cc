@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "comm/trace.h"
 #include "launcher/trace_page_text.h"
+#include "launcher/trace_summary.h"
 
 namespace troupe::launcher {
 namespace {
@@ -24,7 +25,7 @@ class PageData {
     json data{{"names", json::array()},      {"tracks", json::array()},
               {"processes", json::array()},  {"arrows", arrows()},
               {"sent_bytes", json::array()}, {"expert_rows", json::array()},
-              {"counters", counters()}};
+              {"counters", counters()},      {"pauses", paused()}};
     for (const TraceSet::Name& name : set_.names)
       data["names"].push_back({name.text, name.category});
     for (int track = 0; track < comm::kTraceTracks; ++track)
@@ -83,6 +84,15 @@ class PageData {
     json all = json::array();
     for (auto& [name, values] : points)
       all.push_back({{"name", name}, {"points", std::move(values)}});
+    return all;
+  }
+
+  json paused() const {
+    constexpr int64_t kNever = int64_t{1} << 52;  // which a number of JavaScript can hold
+    json all = json::array();
+    for (const Pause& pause : pauses(set_))
+      all.push_back(
+          {std::max(pause.start_ns, origin_) - origin_, std::min(pause.end_ns - origin_, kNever)});
     return all;
   }
 

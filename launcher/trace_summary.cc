@@ -14,6 +14,9 @@ namespace {
 
 const char* const kWait = comm::trace_op(comm::TraceOp::kWait).name;
 const char* const kAwaitPlan = comm::trace_op(comm::TraceOp::kAwaitPlan).name;
+const char* const kPlanStep = comm::trace_op(comm::TraceOp::kPlanStep).name;
+const char* const kAnswer = comm::trace_op(comm::TraceOp::kAnswer).name;
+const char* const kAwaitAnswers = comm::trace_op(comm::TraceOp::kAwaitAnswers).name;
 const char* const kDecode = comm::trace_op(comm::TraceOp::kDecode).name;
 const char* const kPrefill = comm::trace_op(comm::TraceOp::kPrefill).name;
 
@@ -138,13 +141,56 @@ CriticalPath critical_path(const TraceSet& set) {
   return path;
 }
 
+std::vector<Pause> pauses(const TraceSet& set) {
+  constexpr int64_t kUnderWay = INT64_MAX;
+  std::vector<Pause> found;
+  int64_t free_since = set.launcher.forgotten == 0 ? INT64_MIN : kUnderWay;
+  bool waited = true;  // with nothing under way; else the next plan came at once
+  bool plans = false;
+  size_t answers = 0;
+  for (const SpanRecord& span : set.launcher.spans) {
+    if (set.is(span, kPlanStep)) {
+      if (free_since != kUnderWay && waited) found.push_back({free_since, span.start_ns});
+      free_since = kUnderWay;
+      waited = false;
+      plans = true;
+      answers = 0;
+    } else if (set.is(span, kAnswer)) {
+      if (++answers == set.ranks.size()) free_since = span.end_ns;
+    } else if (set.is(span, kAwaitAnswers)) {
+      waited = waited || free_since <= span.start_ns;
+    }
+  }
+  if (free_since != kUnderWay) found.push_back({free_since, INT64_MAX});
+  return plans ? found : std::vector<Pause>{};
+}
+
+namespace {
+
+// How much of a span lies in pauses, which are in order and apart.
+int64_t paused_ns(const SpanRecord& span, const std::vector<Pause>& pauses) {
+  int64_t sum = 0;
+  for (auto pause = std::ranges::upper_bound(pauses, span.start_ns, {}, &Pause::end_ns);
+       pause != pauses.end() && pause->start_ns < span.end_ns; ++pause)
+    sum += std::min(span.end_ns, pause->end_ns) - std::max(span.start_ns, pause->start_ns);
+  return sum;
+}
+
+}  // namespace
+
 RankTime rank_time(const TraceSet& set, int rank) {
+  const std::vector<Pause> paused = pauses(set);
   RankTime time;
   for (const SpanRecord& span : set.ranks[rank].spans) {
     const TraceSet::Name& name = set.names[span.name];
     if (name.text == kDecode || name.text == kPrefill) ++time.steps;
+    if (name.text == kAwaitPlan) {
+      const int64_t idle = paused_ns(span, paused);
+      time.idle_ns += idle;
+      time.plan_ns += span.self_ns - idle;
+      continue;
+    }
     (name.text == kWait                 ? time.wait_ns
-     : name.text == kAwaitPlan          ? time.idle_ns
      : name.category == "compute"       ? time.compute_ns
      : name.category == "communication" ? time.communication_ns
                                         : time.other_ns) += span.self_ns;
@@ -153,10 +199,12 @@ RankTime rank_time(const TraceSet& set, int rank) {
 }
 
 std::vector<OperationTime> operation_times(const TraceSet& set) {
+  const std::vector<Pause> paused = pauses(set);
   std::vector<OperationTime> times(set.names.size());
   for (const ProcessTrace& rank : set.ranks)
     for (const SpanRecord& span : rank.spans) {
       times[span.name].self_ns += span.self_ns;
+      if (set.is(span, kAwaitPlan)) times[span.name].self_ns -= paused_ns(span, paused);
       ++times[span.name].calls;
     }
   for (size_t i = 0; i < times.size(); ++i) times[i].name = static_cast<int32_t>(i);
@@ -177,15 +225,15 @@ namespace {
 constexpr size_t kTopOperations = 14;
 
 std::string rank_table(const TraceSet& set) {
-  std::string text = fmt::format("{:<6}{:>7}{:>12}{:>12}{:>12}{:>12}{:>12}{:>12}\n", "rank",
-                                 "steps", "compute", "comm", "wait", "idle", "other", "sum ms");
+  std::string text =
+      fmt::format("{:<6}{:>7}{:>12}{:>12}{:>12}{:>12}{:>12}{:>11}{:>11}\n", "rank", "steps",
+                  "compute", "comm", "wait", "plan", "other", "busy ms", "idle ms");
   for (int rank = 0; rank < std::ssize(set.ranks); ++rank) {
     const RankTime t = rank_time(set, rank);
-    const int64_t sum = t.compute_ns + t.communication_ns + t.wait_ns + t.idle_ns + t.other_ns;
     text += fmt::format("{:<6}{:>7}", rank, t.steps);
-    for (const int64_t part : {t.compute_ns, t.communication_ns, t.wait_ns, t.idle_ns, t.other_ns})
-      text += fmt::format("{:>10.1f} %", percent(part, sum));
-    text += fmt::format("{:>12.1f}\n", ms(sum));
+    for (const int64_t part : {t.compute_ns, t.communication_ns, t.wait_ns, t.plan_ns, t.other_ns})
+      text += fmt::format("{:>10.1f} %", percent(part, t.busy_ns()));
+    text += fmt::format("{:>11.1f}{:>11.1f}\n", ms(t.busy_ns()), ms(t.idle_ns));
   }
   return text;
 }

@@ -9,6 +9,14 @@
 
 namespace troupe::launcher {
 
+// Times in which no step was under way and the launcher had nothing to plan: before the first
+// request, between the turns of a chat, at the end. The first may begin before all events, the last
+// end after them. None where the trace has no plans.
+struct Pause {
+  int64_t start_ns = 0, end_ns = 0;
+};
+std::vector<Pause> pauses(const TraceSet& set);
+
 // Of one rank, over the time its trace covers. A span counts with the time that no span inside it
 // takes, so these add up to the time that spans cover.
 struct RankTime {
@@ -16,12 +24,14 @@ struct RankTime {
   int64_t compute_ns = 0;        // operations
   int64_t communication_ns = 0;  // copying and bookkeeping of collectives
   int64_t wait_ns = 0;           // for other ranks, inside collectives
-  int64_t idle_ns = 0;           // for the scheduler's plan
+  int64_t plan_ns = 0;           // for the scheduler's plan, and the answers of all before it
   int64_t other_ns = 0;          // messages between actors
+  int64_t idle_ns = 0;           // for a plan in pauses(): nobody asked for anything
+  int64_t busy_ns() const { return compute_ns + communication_ns + wait_ns + plan_ns + other_ns; }
 };
 RankTime rank_time(const TraceSet& set, int rank);
 
-// Time of an operation itself over all ranks, largest first.
+// Time of an operation itself over all ranks, pauses left out; largest first.
 struct OperationTime {
   int32_t name = 0;
   int64_t calls = 0, self_ns = 0;

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <thread>
 
 #include "actors/actor.h"
 #include "actors/rank.h"
@@ -87,11 +88,9 @@ class World::Impl {
         callbacks_(std::move(callbacks)),
         kv_shape_(actors::kv_cache_shape(launch_, model)),
         ranks_(launch_.world_size) {
-    if (launch_.trace_events > 0) make_trace_directory(paths_.trace);
+    if (launch_.traced) make_trace_directory(paths_.trace);
     create_shared_memory_for(model);
-    if (launch_.trace_events == 0) return;
-    trace_.emplace(*arena_, world_size());
-    trace_->set_track(comm::TraceTrack::kScheduler);
+    if (launch_.traced) record();
   }
 
   void start() {
@@ -173,6 +172,23 @@ class World::Impl {
     if (words_due_ > 0) check_for_stall();
   }
 
+  void start_trace(const std::filesystem::path& directory) {
+    make_trace_directory(directory);
+    paths_.trace = directory;
+    comm::clear_traces(*arena_);
+    record();
+  }
+
+  std::filesystem::path finish_trace() {
+    const auto deadline = steady_clock::now() + kLastWordsGrace;
+    while (!ranks_are_still() && steady_clock::now() < deadline)
+      std::this_thread::sleep_for(milliseconds(1));
+    trace_.reset();
+    write_trace_files(*arena_, paths_.trace);
+    return paths_.trace;
+  }
+  void drop_trace() { trace_.reset(); }
+
   std::vector<RankFigures> shut_down() {
     words_due_ = world_size();
     last_progress_ = steady_clock::now();
@@ -204,6 +220,18 @@ class World::Impl {
   };
 
   int world_size() const { return launch_.world_size; }
+
+  void record() {
+    trace_.emplace(*arena_, world_size(), ++recordings_);
+    trace_->set_track(comm::TraceTrack::kScheduler);
+  }
+
+  // A rank has a few spans to close between its answer and its next wait for a plan.
+  bool ranks_are_still() const {
+    for (int rank = 0; rank < world_size(); ++rank)
+      if (arena_->snapshot(rank).stage != comm::Stage::kIdle) return false;
+    return true;
+  }
 
   void create_shared_memory_for(const model::ModelConfig& model) {
     const model::WeightLoader loader(launch_.model_path, model,
@@ -427,6 +455,7 @@ class World::Impl {
   layers::KvCacheShape kv_shape_;
   std::optional<comm::Arena> arena_;
   std::optional<comm::Trace> trace_;
+  uint32_t recordings_ = 0;  // begun
   Fd weights_fd_, kv_fd_, observation_fd_;
   Mapping observation_memory_;
   Mapping kv_memory_;  // once somebody has asked
@@ -463,6 +492,9 @@ void World::send(int rank, std::span<const std::byte> envelope) {
 void World::poll(milliseconds timeout) { impl_->poll(timeout); }
 int World::poll_fd() const { return impl_->poll_fd(); }
 comm::Trace* World::trace() const { return impl_->trace(); }
+void World::start_trace(const std::filesystem::path& directory) { impl_->start_trace(directory); }
+std::filesystem::path World::finish_trace() { return impl_->finish_trace(); }
+void World::drop_trace() { impl_->drop_trace(); }
 void World::wake() { impl_->wake(); }
 int World::kv_file() const { return impl_->kv_file(); }
 const layers::KvCacheShape& World::kv_shape() const { return impl_->kv_shape(); }

@@ -67,7 +67,7 @@ struct RankStatus {
 // Directories for what is told of a launch besides its output; none if empty.
 struct WorldPaths {
   std::filesystem::path dump;   // if it fails: flight recorders, stacks
-  std::filesystem::path trace;  // however it ends, if launch.trace_events is not 0
+  std::filesystem::path trace;  // however it ends, if launch.traced
 };
 
 // KV sections of another launch's ranks, to be read at [first_block, +blocks) (actors/kv_space.h).
@@ -111,7 +111,11 @@ class World {
   void poll(std::chrono::milliseconds timeout);
   // Readable when poll() has something to do.
   int poll_fd() const;
-  comm::Trace* trace() const;  // of this process; null if there is none
+  comm::Trace* trace() const;  // of this process; null while nothing is recorded
+  // Between steps. Of a launch with rings; UserError when the directory cannot be made, written.
+  void start_trace(const std::filesystem::path& directory);
+  std::filesystem::path finish_trace();  // where it has been written
+  void drop_trace();
   void wake();  // makes poll() return, now or the next time it is called; from any thread
 
   // The KV sections of all ranks, one after the other, kv_section_bytes() each.

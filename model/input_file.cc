@@ -10,10 +10,22 @@
 
 namespace troupe::model {
 
+// Where a relative path leads, for those who believe to be somewhere else.
+static std::string looked_in(const std::filesystem::path& path) {
+  std::error_code gone;
+  const std::filesystem::path here = std::filesystem::current_path(gone);
+  return path.is_absolute() || gone ? "" : fmt::format(" (looked in {})", here.string());
+}
+
 Mapping map_input_file(const std::filesystem::path& path) {
   const auto reason = [] { return std::generic_category().message(errno); };
+  if (path.empty()) throw_user_error("the name of a file is empty");
   const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (!fd) throw_user_error("{}: cannot be opened: {}", path.string(), reason());
+  if (!fd) {
+    const int error = errno;
+    throw_user_error("{}: cannot be opened: {}{}", path.string(), reason(),
+                     error == ENOENT ? looked_in(path) : "");
+  }
   struct stat status {};
   if (::fstat(fd.get(), &status) != 0)
     throw_user_error("{}: cannot be read: {}", path.string(), reason());

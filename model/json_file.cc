@@ -37,7 +37,11 @@ json parse_json(std::string_view text, const std::string& where,
   try {
     return json::parse(text.begin(), text.end(), bounded);
   } catch (const json::exception& error) {
-    throw_user_error("{}: not valid JSON: {}", where, printable(error.what()));
+    // "[json.exception.parse_error.101] parse error at line 1, ...": the library's number says
+    // nothing here.
+    const std::string_view what = error.what();
+    throw_user_error("{}: not valid JSON: {}", where,
+                     printable(what.substr(what.starts_with('[') ? what.find(' ') + 1 : 0)));
   }
 }
 

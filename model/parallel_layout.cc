@@ -51,10 +51,13 @@ void check_experts(const ParallelSizes& sizes, const ModelConfig& config) {
     std::vector<int64_t> usable;
     for (const int64_t tp : divisors(sizes.world_size, sizes.world_size))
       if (experts % (sizes.world_size / tp) == 0) usable.push_back(tp);
+    std::vector<int64_t> worlds;  // that need nothing else changed
+    for (const int64_t divisor : divisors(experts, experts))
+      worlds.push_back(divisor * sizes.moe_tp_size);
     throw_user_error(
         "parallel_config.world_size {}: {} experts cannot be divided by moe_ep_size {} (= "
-        "world_size / moe_tp_size); moe_tp_size must be one of {}",
-        sizes.world_size, experts, ep, fmt::join(usable, ", "));
+        "world_size / moe_tp_size); moe_tp_size must be one of {}, or world_size one of {}",
+        sizes.world_size, experts, ep, fmt::join(usable, ", "), fmt::join(worlds, ", "));
   }
   check_cuts("moe_tp_size", sizes.moe_tp_size, "moe_intermediate_size",
              config.moe_intermediate_size);

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/output_path.h"
+#include "launcher/command_errors.h"
 #include "launcher/expert_load.h"
 #include "launcher/report.h"
 #include "launcher/serve_replay.h"
@@ -43,6 +44,7 @@ void write_text(const std::filesystem::path& path, const std::string& text) {
 // Ranks of its own, without HTTP.
 void replay_offline(const BenchServeArguments& arguments,
                     const std::vector<launcher::Arrival>& arrivals) {
+  if (!arguments.goodput.empty()) throw_user_error("--goodput: counts with --url alone");
   const launcher::Config config = launcher::read_config(arguments.config, arguments.overrides);
   launcher::require_runnable(config);
   const model::ModelConfig model = model::read_model_config(config.model.model_path);
@@ -92,17 +94,19 @@ void run_bench_serve(const BenchServeArguments& arguments) {
 void add_load(CLI::App* command, launcher::PoissonArrivals& poisson) {
   command->add_option("--requests", poisson.requests, "without --trace: how many")
       ->default_val(64)
-      ->check(CLI::PositiveNumber);
+      ->check(launcher::integer_from(1, 10'000'000));
   command->add_option("--rate", poisson.rate, "requests per second; 0: all at once")
       ->default_val(8)
-      ->check(CLI::NonNegativeNumber);
+      ->check(launcher::number_from(0, 1e6));
   command->add_option("--input", poisson.input_tokens, "tokens of a prompt, in the mean")
       ->default_val(64)
-      ->check(CLI::PositiveNumber);
+      ->check(launcher::integer_from(1, 1 << 24));
   command->add_option("--output", poisson.output_tokens, "tokens of an answer, in the mean")
       ->default_val(32)
-      ->check(CLI::PositiveNumber);
-  command->add_option("--seed", poisson.seed, "of arrivals and lengths")->default_val(0);
+      ->check(launcher::integer_from(1, 1 << 24));
+  command->add_option("--seed", poisson.seed, "of arrivals and lengths")
+      ->default_val(0)
+      ->check(launcher::integer_from(0, INT64_MAX));
 }
 
 void add_server(CLI::App* command, BenchServeArguments& arguments) {
@@ -110,7 +114,7 @@ void add_server(CLI::App* command, BenchServeArguments& arguments) {
   command->add_option("--model", arguments.model, "its name there; the first by default");
   command->add_option("--api-key", arguments.api_key, "of the server")->envname("TROUPE_API_KEY");
   command->add_option("--concurrency", arguments.concurrency, "requests at a time, at most")
-      ->check(CLI::Range(1, kMaxThreads));
+      ->check(launcher::integer_from(1, kMaxThreads));
   command
       ->add_option("--goodput", arguments.goodput,
                    "ttft:MS, tpot:MS, e2el:MS: what a request must keep to count as good")

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "launcher/command_errors.h"
 #include "launcher/config.h"
 #include "launcher/supervisor.h"
 #include "serve/api.h"
@@ -205,7 +206,7 @@ void add_seconds(CLI::App* command, const char* name, milliseconds& time, const 
           name,
           [&time](double seconds) { time = milliseconds(static_cast<int64_t>(1000 * seconds)); },
           help)
-      ->check(CLI::Range(0.001, 86400.0))
+      ->check(launcher::number_from(0.001, 86400))
       ->default_str(std::to_string(time.count() / 1000));
 }
 
@@ -213,13 +214,13 @@ void add_limits(CLI::App* command, ServeArguments& a) {
   command
       ->add_option("--max-queued-requests", a.max_queued_requests,
                    "that may wait beside those that run; more are refused with status 429")
-      ->check(CLI::Range(0, 1 << 20))
+      ->check(launcher::integer_from(0, 1 << 20))
       ->capture_default_str();
   command->add_option("--max-connections", a.limits.connections, "open at once")
-      ->check(CLI::Range(1, 1 << 20))
+      ->check(launcher::integer_from(1, 1 << 20))
       ->capture_default_str();
   command->add_option("--max-body-bytes", a.limits.body_bytes, "of a request")
-      ->check(CLI::Range(1, 1 << 30))
+      ->check(launcher::integer_from(1, 1 << 30))
       ->capture_default_str();
   add_seconds(command, "--header-timeout", a.limits.header_time,
               "seconds for a request's head to arrive");
@@ -264,7 +265,9 @@ void add_serve_command(CLI::App& app) {
       ->take_all()
       ->allow_extra_args(false);
   command->add_option("--host", a->host, "address to listen on")->capture_default_str();
-  command->add_option("--port", a->port, "0: a free one, which is printed")->capture_default_str();
+  command->add_option("--port", a->port, "0: a free one, which is printed")
+      ->check(launcher::integer_from(0, 65535))
+      ->capture_default_str();
   command->add_option("--served-model-name", a->model_name,
                       "what clients call the model; model_config.model_name by default");
   command->add_option("--chat-template", a->chat_template, "this Jinja file, not the checkpoint's");

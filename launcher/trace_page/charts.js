@@ -15,18 +15,28 @@ function fill(id, ...children) {
 // What the time of a span itself counts as; the same as in launcher/trace_summary.cc.
 function kindOf(text, kind) {
   if (text === 'wait') return 'wait';
-  if (text === 'await_plan') return 'idle';
+  if (text === 'await_plan') return 'plan';
   return kind === 'compute' || kind === 'communication' ? kind : 'other';
 }
 
+// Pauses, in which nobody asked for anything, count as nothing.
+function ownTime(spans, i) {
+  if (TRACE.names[spans.name[i]][0] !== 'await_plan') return spans.self[i];
+  return TRACE.pauses.reduce(
+    (own, [start, end]) =>
+      own - Math.max(0, Math.min(end, spans.end[i]) - Math.max(start, spans.start[i])),
+    spans.self[i]);
+}
+
 function sumSelf() {
-  const byRank = RANKS.map(() => ({compute: 0, communication: 0, wait: 0, idle: 0, other: 0}));
+  const byRank = RANKS.map(() => ({compute: 0, communication: 0, wait: 0, plan: 0, other: 0}));
   const byName = TRACE.names.map(() => ({calls: 0, ns: 0}));
   RANKS.forEach(({spans}, rank) => {
     for (let i = 0; i < spans.count; ++i) {
       const [text, kind] = TRACE.names[spans.name[i]];
-      byRank[rank][kindOf(text, kind)] += spans.self[i];
-      byName[spans.name[i]].ns += spans.self[i];
+      const own = ownTime(spans, i);
+      byRank[rank][kindOf(text, kind)] += own;
+      byName[spans.name[i]].ns += own;
       ++byName[spans.name[i]].calls;
     }
   });
@@ -49,7 +59,7 @@ function showShares(byRank) {
   });
   const meaning = {
     compute: 'operations', communication: 'copying of collectives', wait: 'for other ranks',
-    idle: "for the scheduler's plan", other: 'messages',
+    plan: "for the scheduler's next plan", other: 'messages',
   };
   const legend = element('p', {class: 'legend'});
   for (const [kind, text] of Object.entries(meaning)) {

@@ -48,7 +48,7 @@ const COLORS = (() => {
 })();
 const KINDS = {
   compute: 'hsl(205 60% 55%)', communication: 'hsl(30 70% 56%)', wait: 'hsl(220 8% 68%)',
-  idle: 'hsl(220 10% 84%)', other: 'hsl(300 30% 62%)',
+  plan: 'hsl(220 10% 84%)', other: 'hsl(300 30% 62%)',
 };
 
 function formatTime(ns) {

@@ -24,13 +24,14 @@ using std::chrono::milliseconds;
 
 TEST(Wait, NamesTheRankThatDidNotComeAndWhereItIs) {
   Arena arena = make_arena(3);
-  std::atomic<int> ended{0};
+  std::atomic<int> here{0}, ended{0};
 
   const auto errors = run_threads(3, [&](int rank) {
-    Communicator communicator(arena, rank, milliseconds(100));
+    Communicator communicator(arena, rank, milliseconds(400));
     ProcessGroup group(communicator, 0, ranks_up_to(3));
     if (rank == 2) {
       communicator.enter_step(Stage::kLoading, 0);
+      ++here;
       while (ended < 2) std::this_thread::yield();
       return;
     }
@@ -40,10 +41,12 @@ TEST(Wait, NamesTheRankThatDidNotComeAndWhereItIs) {
       std::atomic<int>& count;
       ~CountAtExit() { ++count; }
     } counter{ended};
+    ++here;
+    while (here < 3) std::this_thread::yield();
     group.barrier();
   });
 
-  const std::string waited = "waited 100 ms for rank 2, which is in: loading weights.";
+  const std::string waited = "waited 400 ms for rank 2, which is in: loading weights.";
   for (const int rank : {0, 1}) {
     EXPECT_TRUE(contains(errors[rank], fmt::format("rank {}: barrier of group 0 (#1), decode step "
                                                    "14, layer 3: ",

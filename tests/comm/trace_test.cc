@@ -105,6 +105,32 @@ TEST(Trace, ShowsASpanThatNeverEndedAsOpen) {
   EXPECT_EQ(read_trace(arena, 0, TickClock(arena)).events.at(0).end, 0);
 }
 
+TEST(Trace, BeginsAnewWithAnotherRecording) {
+  Arena arena = traced_arena(1, 16);
+  Communicator rank(arena, 0, std::chrono::seconds(1), {.traced = false});
+  EXPECT_EQ(rank.trace(), nullptr) << "rings, and nothing that is recorded";
+  const auto record_one = [&](uint32_t recording, int64_t value) {
+    rank.record(recording);
+    rank.trace()->count(TraceCounter::kRunning, value);
+    rank.count_sent(0, 100);
+  };
+
+  record_one(1, 5);
+  record_one(1, 6);
+  EXPECT_EQ(read_trace(arena, 0, TickClock(arena)).events.size(), 2u) << "the same goes on";
+  record_one(2, 7);
+  rank.record(0);
+  rank.count_sent(0, 1000);
+
+  const TraceSnapshot snapshot = read_trace(arena, 0, TickClock(arena));
+  EXPECT_EQ(rank.trace(), nullptr);
+  ASSERT_EQ(snapshot.events.size(), 1u);
+  EXPECT_EQ(snapshot.events[0].end, 7);
+  EXPECT_EQ(snapshot.sent_bytes.at(0), 100u) << "of this recording alone";
+  clear_traces(arena);
+  EXPECT_TRUE(read_trace(arena, 0, TickClock(arena)).events.empty());
+}
+
 TEST(Trace, RingsOfRanksAndLauncherAreApart) {
   const Arena arena = traced_arena(2, 16);
   for (const int ring : {0, 1, 2}) {

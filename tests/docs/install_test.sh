@@ -17,6 +17,11 @@ text=$("$prefix/bin/troupe" --log-level error run --config configs/tiny_moe_rank
   --prompt "Once upon a time" --set scheduler_config.max_new_tokens=8)
 [[ $text == *"there was"* ]] || fail "the installed program writes: '$text'"
 
+# From anywhere: the model is found beside the directory of the configuration.
+text=$(cd / && "$prefix/bin/troupe" --log-level error run --prompt "Once upon a time" \
+  --config "$prefix/share/troupe/configs/tiny_moe.yaml" --set scheduler_config.max_new_tokens=8)
+[[ $text == *"there was"* ]] || fail "from another directory it writes: '$text'"
+
 manual=$prefix/share/man/man1/troupe.1
 warnings=$(groff -man -Tutf8 -ww "$manual" 2>&1 >/dev/null) || fail "groff fails"
 [[ -z $warnings ]] || fail "groff says: $warnings"

@@ -106,6 +106,7 @@ TEST_F(ChatFile, ThatIsWrongSaysWhereAndChangesNothing) {
   settings_.set("top_k", "5");
   EXPECT_NE(load_error("Once upon").find("parse"), std::string::npos);
   EXPECT_NE(load_error("[]").find("expected an object"), std::string::npos);
+  EXPECT_NE(load_error(R"({"model_type": "kimi"})").find("no conversation"), std::string::npos);
   EXPECT_NE(load_error(R"({"messages": [{"role": "user", "content": "a"}, {"role": "poet",
                            "content": "b"}]})")
                 .find("messages[1]: role \"poet\"; expected user or assistant"),

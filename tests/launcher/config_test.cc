@@ -69,6 +69,25 @@ constexpr const char* kNothing = "# all by default\n";
 // What every test file needs beside the key it is about.
 const Overrides kPath{"model_config.model_path=m"};
 
+TEST(ReadConfig, FindsAPathOfAFileBesideTheFilesDirectoryWhereTheCurrentOneHasNone) {
+  namespace fs = std::filesystem;
+  const model::TemporaryDirectory directory;
+  fs::create_directories(directory.path() / "configs");
+  fs::create_directories(directory.path() / "models/beside_configs");
+  const fs::path file = directory.path() / "configs/a.yaml";
+  const auto path_read = [&](const std::string& path, const Overrides& overrides = {}) {
+    std::ofstream(file) << "model_config:\n  model_path: " << path << "\n";
+    return read_config(file, overrides).model.model_path;
+  };
+
+  EXPECT_EQ(path_read("models/beside_configs"), directory.path() / "models/beside_configs");
+  EXPECT_EQ(path_read("."), ".") << "the current directory first";
+  EXPECT_EQ(path_read("models/nowhere"), "models/nowhere");
+  EXPECT_EQ(path_read("x", {"model_config.model_path=models/beside_configs"}),
+            "models/beside_configs")
+      << "a path of the command line is one from the current directory";
+}
+
 TEST(ReadConfig, KeepsDefaultsForKeysThatAreNotGiven) {
   const Config config = read("model_config:\n  model_path: some/where\n");
 

@@ -66,10 +66,11 @@ void write_file(const fs::path& path, const std::string& text) {
 // A launch of two ranks.
 class TraceDirectory {
  public:
-  TraceDirectory(const comm::TraceSnapshot& rank_0, const comm::TraceSnapshot& rank_1) {
+  TraceDirectory(const comm::TraceSnapshot& rank_0, const comm::TraceSnapshot& rank_1,
+                 const comm::TraceSnapshot& launcher = snapshot({})) {
     write_file(trace_file(path(), 0), trace_json(rank_0, 0, 2, 2));
     write_file(trace_file(path(), 1), trace_json(rank_1, 1, 2, 2));
-    write_file(launcher_trace_file(path()), trace_json(snapshot({}), -1, 2, 2));
+    write_file(launcher_trace_file(path()), trace_json(launcher, -1, 2, 2));
   }
   fs::path path() const { return directory_.path(); }
   TraceSet read() const { return read_traces(path()); }
@@ -263,9 +264,54 @@ TEST(TraceSummary, SharesOutTheTimeOfARank) {
   EXPECT_EQ(rank_0.communication_ns, 20 * kUs);
   EXPECT_EQ(rank_0.wait_ns, 30 * kUs);
   EXPECT_EQ(rank_0.other_ns, 30 * kUs);
-  EXPECT_EQ(rank_1.idle_ns, 5 * kUs);
+  EXPECT_EQ(rank_1.plan_ns, 5 * kUs);
   EXPECT_EQ(rank_1.compute_ns, 35 * kUs);
   EXPECT_EQ(rank_1.other_ns, 20 * kUs);
+}
+
+// The launcher plans step 1 at 100, has both answers at 200, plans again at once (step 2, answered
+// at 300), then waits until somebody asks at 700 (step 3, answered at 800).
+comm::TraceSnapshot two_turns() {
+  return snapshot({span(TraceOp::kAwaitAnswers, 0, 100), span(TraceOp::kPlanStep, 100, 110),
+                   span(TraceOp::kAwaitAnswers, 110, 180), span(TraceOp::kAnswer, 180, 185),
+                   span(TraceOp::kAwaitAnswers, 185, 195), span(TraceOp::kAnswer, 195, 200),
+                   span(TraceOp::kPlanStep, 202, 210), span(TraceOp::kAnswer, 290, 292),
+                   span(TraceOp::kAnswer, 298, 300), span(TraceOp::kAwaitAnswers, 301, 699),
+                   span(TraceOp::kPlanStep, 700, 710), span(TraceOp::kAnswer, 790, 795),
+                   span(TraceOp::kAnswer, 795, 800), span(TraceOp::kAwaitAnswers, 801, 850)});
+}
+
+TEST(TraceSummary, TellsWaitingForAPlanFromTimesInWhichNobodyAsks) {
+  const TraceDirectory directory(
+      snapshot({span(TraceOp::kAwaitPlan, -40, 105), span(TraceOp::kDecode, 105, 180),
+                span(TraceOp::kAwaitPlan, 180, 205), span(TraceOp::kDecode, 205, 285),
+                span(TraceOp::kAwaitPlan, 285, 705), span(TraceOp::kDecode, 705, 790),
+                span(TraceOp::kAwaitPlan, 790, 900)}),
+      snapshot({}), two_turns());
+
+  const TraceSet set = directory.read();
+  const RankTime time = rank_time(set, 0);
+
+  EXPECT_EQ(time.idle_ns, (140 + 400 + 100) * kUs) << "to 100, of 300 to 700, from 800";
+  EXPECT_EQ(time.plan_ns, (5 + 25 + 15 + 5 + 10) * kUs) << "the rest of its waits for plans";
+  EXPECT_EQ(time.busy_ns(), time.plan_ns + (75 + 80 + 85) * kUs);
+  for (const OperationTime& operation : operation_times(set))
+    if (set.names[operation.name].text == "await_plan") {
+      EXPECT_EQ(operation.self_ns, time.plan_ns);
+      EXPECT_EQ(operation.calls, 4);
+    }
+}
+
+TEST(TraceSummary, KnowsNoPauseBeforeTheFirstEventThatIsKept) {
+  comm::TraceSnapshot cut = two_turns();
+  cut.forgotten = 7;
+  cut.events.erase(cut.events.begin(), cut.events.begin() + 5);  // in the middle of step 1
+  const TraceDirectory directory(snapshot({span(TraceOp::kAwaitPlan, -40, 105)}), snapshot({}),
+                                 cut);
+  const TraceSet set = directory.read();
+
+  EXPECT_EQ(rank_time(set, 0).idle_ns, 0);
+  EXPECT_EQ(pauses(set).size(), 2u) << "before step 3 and after it";
 }
 
 TEST(TraceSummary, OrdersOperationsByTheirOwnTime) {

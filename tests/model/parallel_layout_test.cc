@@ -142,8 +142,9 @@ TEST(ParallelLayout, QueryHeadsCanReadTheirKeyAndValueHeads) {
 TEST(ParallelLayout, SizesThatDoNotFitAreRefusedWithThoseThatDo) {
   EXPECT_EQ(layout_error({.world_size = 3}),
             "parallel_config.world_size 3: 16 experts cannot be divided by moe_ep_size 3 (= "
-            "world_size / moe_tp_size); moe_tp_size must be one of 3");
-  EXPECT_NE(layout_error({.world_size = 12}).find("moe_tp_size must be one of 3, 6, 12"),
+            "world_size / moe_tp_size); moe_tp_size must be one of 3, or world_size one of 1, 2, "
+            "4, 8, 16");
+  EXPECT_NE(layout_error({.world_size = 12}).find("moe_tp_size must be one of 3, 6, 12, or"),
             std::string::npos);
   EXPECT_EQ(layout_error({.world_size = 12, .attn_tp_size = 5, .moe_tp_size = 3}),
             "parallel_config.attn_tp_size 5 does not divide world_size 12; use one of 1, 2, 3, 4, "

@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <algorithm>
+
 #include "tests/system/golden.h"
 #include "tests/system/jobs.h"
 #include "tests/system/terminal_process.h"
@@ -37,10 +39,11 @@ TEST_F(ChatTerminal, AnswersAndLeavesAtCtrlD) {
 }
 
 TEST_F(ChatTerminal, CtrlCStopsTheAnswerAndKeepsTheSession) {
-  // Random weights never come to an end; the whole context is a second's work.
-  TerminalProcess chat(arguments({"--raw", "--set", "model_config.with_ckpt=False", "--set",
-                                  "scheduler_config.max_new_tokens=2000"}),
-                       environment());
+  // Random weights never come to an end, and a slow rank leaves minutes to press the keys.
+  TerminalProcess chat(
+      arguments({"--raw", "--inject", "slow:rank=0,stage=decode,step=2,factor=100", "--set",
+                 "model_config.with_ckpt=False", "--set", "scheduler_config.max_new_tokens=2000"}),
+      environment());
   chat.read_until(kPrompt);
   chat.type("one\r");
   chat.read_until("one\r\n\033[?2004l");
@@ -93,6 +96,30 @@ TEST_F(ChatTerminal, KeepsTheHistoryForTheNextStart) {
   chat.read_until(kPrompt);
   chat.type("/set\r");
   chat.read_until("top_k                12");
+}
+
+TEST_F(ChatTerminal, TwoChatsKeepTheLinesOfBothInOneHistory) {
+  TerminalProcess one(arguments(), environment()), two(arguments(), environment());
+  const auto say = [](TerminalProcess& chat, const std::string& line) {
+    chat.type(line + "\r");
+    chat.read_until(kPrompt);
+  };
+  one.read_until(kPrompt);
+  two.read_until(kPrompt);
+  say(one, "/set top_k 11");
+  say(two, "/set top_k 12");
+  say(one, "/set top_k 13");
+  say(two, "/set top_k 14");
+
+  std::string lines = model::read_file(state_.path() / "troupe/chat_history");
+  size_t last = 0;
+  for (const char* number : {"11", "12", "13", "14"}) {
+    const size_t place = lines.find(number);
+    ASSERT_NE(place, std::string::npos) << number << " is lost: " << lines;
+    EXPECT_GT(place, last);
+    last = place;
+  }
+  EXPECT_EQ(std::ranges::count(lines, '\n'), 5) << "four and the file's head: " << lines;
 }
 
 TEST_F(ChatTerminal, TabCompletesCommands) {

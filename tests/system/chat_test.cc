@@ -1,6 +1,8 @@
 // `troupe chat` in a pipe: lines in, answers out.
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "tests/system/golden.h"
 #include "tests/system/jobs.h"
 #include "tests/system/troupe_process.h"
@@ -117,6 +119,42 @@ TEST(Chat, SaysWhenTheConversationIsLongerThanTheContext) {
   EXPECT_EQ(ended.status, 2);
   EXPECT_CONTAINS(ended.err, "the context ends at 2048");
   EXPECT_CONTAINS(ended.err, "/reset");
+}
+
+TEST(Chat, TracesWhatIsSaidBetweenOnAndOff) {
+  const model::TemporaryDirectory directory;
+  const std::string first = directory.path() / "first", second = directory.path() / "second";
+  const Ended ended = chat("Hello.\n/trace on " + first + "\nHello.\n/trace\n/trace off\nHello.\n" +
+                           "/trace on " + second + "\n/raw\nOnce\n");
+
+  EXPECT_EQ(ended.status, 0) << ended.err;
+  EXPECT_CONTAINS(ended.err, "the trace is on\n");
+  EXPECT_CONTAINS(ended.err, "in " + first + ": troupe trace summary " + first);
+  const auto steps = [](const std::string& path) {
+    std::set<int> found;
+    const json trace = json::parse(model::read_file(path + "/rank-0.trace.json"));
+    for (const json& event : trace.at("traceEvents"))
+      if (event.at("name") == "decode") found.insert(event.at("args").at("step").get<int>());
+    return found;
+  };
+  const std::set<int> of_first = steps(first), of_second = steps(second);
+  ASSERT_FALSE(of_first.empty());
+  ASSERT_FALSE(of_second.empty()) << "written at the end";
+  EXPECT_GT(*of_first.begin(), 2) << "the first answer is not in it";
+  EXPECT_GT(*of_second.begin(), *of_first.rbegin() + 2) << "nor the third";
+  EXPECT_EQ(run_troupe({"--log-level", "error", "trace", "summary", first}).status, 0);
+}
+
+TEST(Chat, RefusesATraceThatIsOnAlreadyOrHasNothing) {
+  const model::TemporaryDirectory directory;
+  const std::string on = "/trace on " + (directory.path() / "trace").string() + "\n";
+
+  EXPECT_CONTAINS(chat("/trace off\n").err, "stdin:1: the trace is off already");
+  EXPECT_CONTAINS(chat(on + on).err, "stdin:2: the trace is on already");
+  EXPECT_CONTAINS(chat(on + "/trace off\n").err,
+                  "stdin:2: nothing was done while the trace was on");
+  EXPECT_CONTAINS(chat("/trace onn\n").err, "expected on, on DIR, or off; not \"onn\"");
+  EXPECT_CONTAINS(chat("/trace on /dev/null\n").err, "stdin:1: /dev/null");
 }
 
 TEST(Chat, OfAModelWithoutTokenizerIsRefused) {

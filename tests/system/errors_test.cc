@@ -141,7 +141,7 @@ TEST(Configuration, WithRanksThatDoNotDivideTheExpertsSaysWhatWould) {
   const std::string error = run_error(config);
 
   EXPECT_CONTAINS(error, "16 experts");
-  EXPECT_CONTAINS(error, "moe_tp_size must be one of 3");
+  EXPECT_CONTAINS(error, "moe_tp_size must be one of 3, or world_size one of 1, 2, 4, 8, 16");
 }
 
 TEST(Configuration, WithDraftsOfAModelWithoutMtpLayerNamesTheKey) {
@@ -188,6 +188,70 @@ TEST(CommandLine, WithoutConfigAsksForIt) {
 
 TEST(CommandLine, WithAnUnknownOptionNamesIt) {
   EXPECT_CONTAINS(run_error(tiny_config(), {"--prompt-ids", "1", "--fast"}), "--fast");
+}
+
+TEST(CommandLine, WithAMisspeltWordNamesTheNearest) {
+  EXPECT_CONTAINS(user_error({"rum", "--config", "x"}),
+                  "rum: nothing known by that name; did you mean run?");
+  EXPECT_CONTAINS(user_error({"run", "--confg", "x"}), "did you mean --config?");
+  EXPECT_CONTAINS(user_error({"bench", "decod", "--config", "x"}), "did you mean decode?");
+  EXPECT_CONTAINS(user_error({"run", "--log-levl=debug", "--config", "x"}),
+                  "did you mean --log-level?");
+}
+
+TEST(CommandLine, WithANumberOutOfItsRangeSaysTheRange) {
+  struct Wrong {
+    Words words;
+    std::string says;
+  };
+  const Wrong wrongs[] = {
+      {{"serve", "--config", "x", "--port", "99999"},
+       "--port: expected an integer from 0 to 65535, got 99999"},
+      {{"serve", "--config", "x", "--port", ""},
+       "--port: expected an integer from 0 to 65535, got nothing"},
+      {{"serve", "--config", "x", "--idle-timeout", "soon"},
+       "--idle-timeout: expected a number from 0.001 to 86400, got soon"},
+      {{"run", "--config", "x", "--n", "0"}, "--n: expected an integer from 1 to 1024, got 0"},
+      {{"run", "--config", "x", "--n", "1.5"}, "from 1 to 1024, got 1.5"},
+      {{"bench", "decode", "--config", "x", "--tokens", "99999999999999999999"},
+       "--tokens: expected an integer from 1 to 16777216, got 99999999999999999999"},
+      {{"bench", "collectives", "--ranks", "2,0"},
+       "--ranks: expected an integer from 1 to 1024, got 0"},
+      {{"bench", "moe", "--tokens", "many"}, "--tokens: expected an integer from 1 to 4096"},
+      {{"bench", "moe", "--seconds", "-1"},
+       "--seconds: expected a number from 0.001 to 60, got -1"},
+      {{"bench", "serve", "--config", "x", "--rate", "nan"}, "--rate: expected a number from 0 to"},
+      {{"status", "-1"}, "pid: expected an integer from 1 to 2147483647, got -1"},
+      {{"top", "--count", "0"}, "--count: expected an integer from 1 to 1000000, got 0"},
+      {{"eplb", "--config", "x", "--counts", "x", "--output", "x", "--nodes", "two"},
+       "--nodes: expected an integer from 1 to 1024, got two"}};
+  for (const Wrong& wrong : wrongs) {
+    SCOPED_TRACE(wrong.says);
+    EXPECT_CONTAINS(user_error(wrong.words), wrong.says);
+  }
+}
+
+TEST(CommandLine, WithAnEmptyValueSaysWhichOption) {
+  for (const char* option : {"--json", "--trace", "--prompt-file", "--config"})
+    EXPECT_CONTAINS(user_error({"run", option, ""}),
+                    std::string(option) + ": expected a value, got nothing");
+  EXPECT_CONTAINS(user_error({"convert", "--input", "", "--output", "x", "--quant-mode", "x"}),
+                  "--input: expected a value, got nothing");
+  EXPECT_CONTAINS(user_error({"--log-dir", "", "run", "--config", "x"}), "--log-dir: expected");
+}
+
+TEST(CommandLine, CutShortSaysWhatIsMissing) {
+  EXPECT_CONTAINS(user_error({"trace"}), "trace: write one of summary, merge, html behind it");
+  EXPECT_CONTAINS(user_error({"trace", "summary"}),
+                  "directory is required (see troupe trace summary");
+  EXPECT_CONTAINS(user_error({"run", "--config"}), "--config: its value is missing");
+  EXPECT_CONTAINS(user_error({"run", "--config", "a", "--config", "b"}),
+                  "--config: given more than once");
+}
+
+TEST(Configuration, ThatIsMissingSaysWhereItWasLookedFor) {
+  EXPECT_CONTAINS(user_error({"run", "--config", "no_such.yaml", "--prompt-ids", "1"}),
+                  "(looked in " + fs::current_path().string() + ")");
 }
 
 TEST(CommandLine, WithoutPromptSaysHowToGiveOne) {
