@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "actors/messages/message_generated.h"
 #include "base/matrix.h"
@@ -11,12 +12,10 @@
 
 namespace troupe::actors {
 
-// Address space is reserved generously and pages are touched when used, so sizes need not be known
-// before the actors are built.
+// Grows by segments, so that sizes need not be known before the actors are built and no address
+// space is reserved that a limit (RLIMIT_AS, vm.overcommit_memory 2) would count.
 class Workspace {
  public:
-  Workspace();
-
   // A zeroed buffer [rows, cols] of 4-byte elements, for the lifetime of the rank.
   msg::Tensor allocate(int64_t rows, int64_t cols);
   size_t used_bytes() const { return used_; }
@@ -27,14 +26,18 @@ class Workspace {
  private:
   template <class T>
   Matrix<T> view(const msg::Tensor& tensor) const {
-    check(tensor);
-    return Matrix<T>(reinterpret_cast<T*>(memory_.data() + tensor.offset()), tensor.rows(),
-                     tensor.cols());
+    return Matrix<T>(reinterpret_cast<T*>(checked_place(tensor)), tensor.rows(), tensor.cols());
   }
-  void check(const msg::Tensor& tensor) const;
+  // Where the tensor lies, whole inside one segment.
+  std::byte* checked_place(const msg::Tensor& tensor) const;
 
-  Mapping memory_;
-  size_t used_ = 0;
+  struct Segment {
+    Mapping memory;
+    size_t first = 0;  // offset of its first byte
+    size_t used = 0;
+  };
+  std::vector<Segment> segments_;  // by offset; tensors of one lie in one segment
+  size_t used_ = 0;                // of all; padding at the end of a segment does not count
 };
 
 // The first `rows` rows of a tensor.

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/checked_size.h"
 #include "base/error.h"
 #include "comm/arena_layout.h"
 
@@ -57,9 +58,8 @@ void check_shape(const ArenaShape& shape) {
   if (shape.comm_buffer_bytes < needed)
     throw_user_error("runtime_config.comm_buffer_mb: {} MiB are too few for {} ranks; write {}",
                      shape.comm_buffer_bytes / kMiB, shape.world_size, (needed + kMiB - 1) / kMiB);
-  size_t all_windows = 0;
-  if (__builtin_mul_overflow(shape.comm_buffer_bytes, size_t(shape.world_size), &all_windows) ||
-      all_windows > (size_t{1} << 46))
+  const auto all_windows = checked_mul(shape.comm_buffer_bytes, size_t(shape.world_size));
+  if (!all_windows || *all_windows > (size_t{1} << 46))
     throw_user_error(
         "runtime_config.comm_buffer_mb: {} MiB for each of {} ranks are more than a "
         "process can map; the usual value is 16",

@@ -1,4 +1,5 @@
-// comm/arena_layout.h: the structs of the arena, byte by byte. Only comm/ includes this.
+// comm/arena_layout.h: the structs of the arena, byte by byte. Only comm/ includes this, and what
+// puts the times of a trace on another clock (TickClock).
 //
 // Words that different processes write lie on different cache lines, so that a rank that polls a
 // word is not disturbed by its neighbour's writes. Everything starts as zero bytes.

@@ -194,6 +194,12 @@ void clear_traces(const Arena& arena) {
     arena.trace_ring(ring).clear(arena.shape());
 }
 
+static bool is_plausible(const TraceEvent& event) {
+  const int kinds = event.kind == TraceEvent::kCounter ? kTraceCounters : kTraceOps;
+  return event.kind <= TraceEvent::kCounter && static_cast<int>(event.track) < kTraceTracks &&
+         event.which < kinds;
+}
+
 TraceSnapshot read_trace(const Arena& arena, int index, const TickClock& clock) {
   TraceRing& ring = arena.trace_ring(index);
   const TraceShape& shape = arena.shape().trace;  // what the ring says of itself is not trusted
@@ -205,6 +211,7 @@ TraceSnapshot read_trace(const Arena& arena, int index, const TickClock& clock) 
   snapshot.events.reserve(kept);
   for (uint64_t number = written - kept; number < written; ++number) {
     TraceEvent event = ring.events()[number % static_cast<uint64_t>(shape.num_events)];
+    if (!is_plausible(event)) continue;
     event.start = clock.to_ns(static_cast<uint64_t>(event.start));
     if (event.kind == TraceEvent::kSpan && event.end != 0)
       event.end = clock.to_ns(static_cast<uint64_t>(event.end));

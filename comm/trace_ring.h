@@ -74,8 +74,9 @@ struct TraceSnapshot {
   std::vector<uint64_t> sent_bytes;
   std::vector<uint64_t> expert_rows;  // [num_layers * num_experts]
 };
-// To be read when the writer has ended (or is known to be still): the newest event of one that goes
-// on may be half written. One clock for all rings: two differ by some 100 nanoseconds.
+// To be read when the writer has ended (or is known to be still): of one that goes on the oldest
+// events may be half overwritten. What no writer writes is left out. One clock for all rings: two
+// differ by some 100 nanoseconds.
 TraceSnapshot read_trace(const Arena& arena, int ring, const TickClock& clock);
 
 }  // namespace troupe::comm

@@ -25,6 +25,7 @@
 #include "launcher/command_errors.h"
 #include "launcher/commands.h"
 #include "launcher/forward_work.h"
+#include "launcher/launch_options.h"
 #include "launcher/machine_limits.h"
 #include "launcher/operation_profile.h"
 #include "launcher/report.h"
@@ -334,12 +335,9 @@ void run_bench_inference(Phase phase, const InferenceArguments& arguments) {
 void add(CLI::App& bench, Phase phase, const char* about, int64_t tokens) {
   CLI::App* command = bench.add_subcommand(name(phase), about);
   const auto arguments = std::make_shared<InferenceArguments>();
-  command->add_option("--config", arguments->config.config, "YAML file of the run")->required();
-  command->add_option("--set", arguments->config.overrides, "section.key=value; may repeat")
-      ->take_all()
-      ->allow_extra_args(false);
-  CLI::Option* trace =
-      command->add_option("--trace", arguments->config.trace, "write a trace of each rank there");
+  add_config_options(*command, arguments->config)->required();
+  add_inject_option(*command, arguments->config);
+  CLI::Option* trace = add_trace_option(*command, arguments->config);
   command->add_option("--tokens", arguments->tokens, "tokens of one sequence")
       ->default_val(tokens)
       ->check(integer_from(1, 1 << 24));

@@ -29,11 +29,13 @@ struct Setting {
 using Settings = std::map<const Key*, Setting>;
 
 std::string read_text(const std::filesystem::path& file) {
-  const Mapping mapping = model::map_input_file(file);
-  if (mapping.size() > kMaxFileBytes) {
+  const model::InputFile input(file);
+  if (input.size() > kMaxFileBytes) {
     throw_user_error("{}: larger than 1 MiB; this is no configuration", file.string());
   }
-  return {reinterpret_cast<const char*>(mapping.data()), mapping.size()};
+  std::string text(input.text());
+  input.require_unchanged();
+  return text;
 }
 
 bool is_known_section(const std::string& path) {

@@ -10,7 +10,9 @@
 #include <ctime>
 #include <nlohmann/json.hpp>
 
+#include "comm/arena_layout.h"
 #include "comm/crash.h"
+#include "comm/trace_ring.h"
 #include "launcher/report.h"
 #include "launcher/symbols.h"
 
@@ -19,12 +21,16 @@ namespace {
 
 using nlohmann::json;
 
-// Of collectives, each of which takes kRecordBytes at most; the rest of a dump is small.
-constexpr size_t kCollectiveBytes = size_t{10} << 20;
-constexpr size_t kRecordBytes = 420;
+// Of all ranks' collectives and trace events, each of which takes so much at most; the rest of a
+// dump is small.
+constexpr size_t kCollectiveBytes = size_t{8} << 20, kCollectiveRecordBytes = 420;
+constexpr size_t kTraceBytes = size_t{4} << 20, kTraceRecordBytes = 420;
+constexpr size_t kMostTraceEvents = 256;  // of a rank
+
+double ms_between(int64_t ns, int64_t now_ns) { return static_cast<double>(now_ns - ns) * 1e-6; }
 
 json collective_json(const comm::FlightRecord& record, int64_t now_ns) {
-  const auto ms_ago = [&](int64_t ns) { return static_cast<double>(now_ns - ns) * 1e-6; };
+  const auto ms_ago = [&](int64_t ns) { return ms_between(ns, now_ns); };
   json collective{{"operation", comm::operation_name(record.operation)},
                   {"group", record.group},
                   {"leader", record.leader},
@@ -33,6 +39,31 @@ json collective_json(const comm::FlightRecord& record, int64_t now_ns) {
                   {"start_ms_ago", ms_ago(record.start_ns)}};
   collective["end_ms_ago"] = record.end_ns == 0 ? json() : json(ms_ago(record.end_ns));
   return collective;
+}
+
+const char* event_name(const comm::TraceEvent& event) {
+  if (event.kind == comm::TraceEvent::kSpan) return comm::trace_op(event.op()).name;
+  return event.kind == comm::TraceEvent::kSent ? "sent" : "received";
+}
+
+json trace_json(const comm::TraceEvent& event, int64_t now_ns) {
+  json entry{{"event", event_name(event)}, {"actor", comm::track_name(event.track)},
+             {"step", event.step},         {"layer", event.layer},
+             {"peer", event.peer},         {"tokens", event.tokens},
+             {"bytes", event.bytes},       {"start_ms_ago", ms_between(event.start, now_ns)}};
+  const bool ended = event.kind == comm::TraceEvent::kSpan && event.end != 0;
+  entry["end_ms_ago"] = ended ? json(ms_between(event.end, now_ns)) : json();
+  return entry;
+}
+
+// The last `most` events of a rank, less what counts something.
+json last_trace_events(const comm::Arena& arena, int rank, size_t most, int64_t now_ns) {
+  auto events = comm::read_trace(arena, rank, comm::TickClock(arena)).events;
+  std::erase_if(events, [](const auto& event) { return event.kind == comm::TraceEvent::kCounter; });
+  json entries = json::array();
+  for (size_t i = events.size() - std::min(events.size(), most); i < events.size(); ++i)
+    entries.push_back(trace_json(events[i], now_ns));
+  return entries;
 }
 
 json crash_json(const comm::CrashReport& crash) {
@@ -51,7 +82,9 @@ json crash_json(const comm::CrashReport& crash) {
           {"stack", std::move(stack)}};
 }
 
-json rank_json(const LaunchView& launch, int rank, size_t most_collectives) {
+json rank_json(const LaunchView& launch, int rank) {
+  const auto world = static_cast<size_t>(launch.arena.shape().world_size);
+  const size_t most_collectives = kCollectiveBytes / kCollectiveRecordBytes / world;
   const int pid = launch.pids[rank];
   json entry = activity_json(launch.arena.snapshot(rank));
   entry.update({{"rank", rank},
@@ -62,24 +95,24 @@ json rank_json(const LaunchView& launch, int rank, size_t most_collectives) {
   if (const auto crash = comm::crash_report(launch.arena, rank))
     entry["crash"] = crash_json(*crash);
   const auto flights = launch.arena.flights(rank);
-  timespec clock{};
-  ::clock_gettime(CLOCK_MONOTONIC, &clock);
-  const int64_t now_ns = int64_t{clock.tv_sec} * 1'000'000'000 + clock.tv_nsec;
+  const int64_t now_ns = comm::now_ns();
   json& collectives = entry["collectives"] = json::array();
   for (size_t i = flights.size() - std::min(flights.size(), most_collectives); i < flights.size();
        ++i)
     collectives.push_back(collective_json(flights[i], now_ns));
+  if (launch.arena.shape().trace.on())
+    entry["trace"] = last_trace_events(
+        launch.arena, rank, std::min(kMostTraceEvents, kTraceBytes / kTraceRecordBytes / world),
+        now_ns);
   return entry;
 }
 
 }  // namespace
 
 json failure_dump(const LaunchView& launch, const Failure& failure, const std::string& table) {
-  const auto world = static_cast<size_t>(launch.arena.shape().world_size);
   json ranks = json::array();
-  for (size_t rank = 0; rank < world; ++rank)
-    ranks.push_back(
-        rank_json(launch, static_cast<int>(rank), kCollectiveBytes / kRecordBytes / world));
+  for (int rank = 0; rank < launch.arena.shape().world_size; ++rank)
+    ranks.push_back(rank_json(launch, rank));
   return {{"line", failure_line(failure)},
           {"failure",
            {{"rank", failure.rank},

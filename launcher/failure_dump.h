@@ -13,9 +13,12 @@ namespace troupe::launcher {
 //  "ranks": [{rank, pid, role, state, stage, step, layer, operation, group, sequence, waiting_for,
 //             words, crash: {signal, address, stack: [{module, address, function}]},
 //             collectives: [{operation, group, leader, sequence, bytes, start_ms_ago,
+//             end_ms_ago}],
+//             trace: [{event, actor, step, layer, peer, tokens, bytes, start_ms_ago,
 //             end_ms_ago}]}]}
-// Of very many ranks fewer collectives each, so that the file stays under 16 MB. Taken before
-// anything is aborted.
+// trace: the last events of a launch that is traced (comm/trace.h); also rows "sent" and
+// "received". Of very many ranks fewer collectives and events each, so that the file stays under
+// 16 MB. Taken before anything is aborted.
 nlohmann::json failure_dump(const LaunchView& launch, const Failure& failure,
                             const std::string& table);
 

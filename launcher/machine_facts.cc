@@ -25,8 +25,10 @@ namespace fs = std::filesystem;
 // Of the launcher: standard streams, shared memory and its copies, poll sets, ZeroMQ's own.
 constexpr uint64_t kLauncherFiles = 40;
 constexpr uint64_t kFilesPerRank = 2;  // a pidfd and a ZeroMQ connection
-// Code, libraries, the stacks and heaps of its threads: address space, hardly any of it memory.
-constexpr size_t kProgramBytes = size_t{512} << 20;
+// Address space, hardly any of it memory: code, libraries and the first heap; glibc's heap of a
+// thread (64 MiB, placed inside twice as much). A stack has the size of RLIMIT_STACK.
+constexpr size_t kProgramBytes = size_t{128} << 20;
+constexpr size_t kThreadHeapBytes = size_t{64} << 20, kUsualStackBytes = size_t{8} << 20;
 constexpr uint64_t kOtherThreads = 3;  // of a rank, beside its compute threads: ZeroMQ's
 
 std::optional<uint64_t> limit(int resource) {
@@ -123,8 +125,10 @@ MachineFacts read_machine_facts() {
   return facts;
 }
 
-size_t address_space_of_rank(size_t arena_bytes, size_t weight_bytes, size_t other_bytes) {
-  return arena_bytes + weight_bytes + other_bytes + kProgramBytes;
+size_t RankMappings::address_space() const {
+  const size_t stack = limit(RLIMIT_STACK).value_or(kUsualStackBytes);
+  return arena + weights + weight_files + buffers + kProgramBytes + kThreadHeapBytes +
+         (static_cast<size_t>(threads) + kOtherThreads) * (kThreadHeapBytes + stack);
 }
 
 uint64_t LaunchNeeds::launcher_files() const {

@@ -38,8 +38,16 @@ struct LaunchNeeds {
   uint64_t processes() const;       // and threads
 };
 
-// What a rank maps: the whole arena, its weights, its KV cache and buffers, and its own code.
-size_t address_space_of_rank(size_t arena_bytes, size_t weight_bytes, size_t other_bytes);
+// What a rank maps at most, while it loads.
+struct RankMappings {
+  size_t arena = 0;         // whole, with the rings of a trace
+  size_t weights = 0;       // its own and those shared
+  size_t weight_files = 0;  // of the checkpoint, mapped while weights are packed
+  size_t buffers = 0;       // KV cache, observations, activations
+  int threads = 1;          // that compute
+  // With code, libraries, and a stack and a heap for each thread.
+  size_t address_space() const;
+};
 
 // UserError, with what is needed and what is there, where the limits of this process make the
 // launch impossible: before any rank is started.

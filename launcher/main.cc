@@ -12,6 +12,7 @@
 #include "launcher/command_errors.h"
 #include "launcher/commands.h"
 #include "launcher/launch.h"
+#include "launcher/launch_options.h"
 #include "launcher/supervisor.h"
 #include "layers/isa.h"
 #include "serve/bench_serve.h"
@@ -22,23 +23,13 @@ namespace troupe::launcher {
 namespace {
 
 void add_config(CLI::App* command, ConfigArguments& arguments) {
-  command->add_option("--config", arguments.config, "YAML file of the run")->required();
-  command
-      ->add_option("--set", arguments.overrides,
-                   "section.key=value, overrides the file; may repeat")
-      ->take_all()
-      ->allow_extra_args(false);
+  add_config_options(*command, arguments)->required();
 }
 
 void add_launch(CLI::App* command, ConfigArguments& arguments) {
   add_config(command, arguments);
-  command
-      ->add_option("--inject", arguments.inject,
-                   "a fault, as kill:rank=3,stage=dispatch,step=12; may repeat")
-      ->take_all()
-      ->allow_extra_args(false);
-  command->add_option("--trace", arguments.trace,
-                      "write a trace of each rank into this directory (docs/tracing.md)");
+  add_inject_option(*command, arguments);
+  add_trace_option(*command, arguments);
 }
 
 void add_run(CLI::App& app, RunArguments& arguments) {
@@ -179,8 +170,7 @@ void add_explain(CLI::App& app, ConfigArguments& arguments) {
 
 void add_doctor(CLI::App& app, DoctorArguments& arguments, int& status) {
   CLI::App* command = app.add_subcommand("doctor", "what of this machine is in the way, and cures");
-  add_config(command, arguments.config);
-  command->get_option("--config")->required(false);
+  add_config_options(*command, arguments.config);
   command->add_flag("--json", arguments.json, "print JSON");
   command->callback([&] { status = doctor_command(arguments) ? kExitOk : kExitInternal; });
 }

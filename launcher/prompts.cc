@@ -18,13 +18,14 @@ constexpr size_t kMaxFileBytes = size_t{64} << 20;
 constexpr size_t kMaxLinesBytes = size_t{1} << 30;
 
 json read_json(const std::filesystem::path& file) {
-  const Mapping mapping = model::map_input_file(file);
-  if (mapping.size() > kMaxFileBytes) {
-    throw_user_error("{}: {} bytes; a prompt file has at most {}", file.string(), mapping.size(),
+  const model::InputFile input(file);
+  if (input.size() > kMaxFileBytes) {
+    throw_user_error("{}: {} bytes; a prompt file has at most {}", file.string(), input.size(),
                      kMaxFileBytes);
   }
-  return model::parse_json({reinterpret_cast<const char*>(mapping.data()), mapping.size()},
-                           file.string());
+  json content = model::parse_json(input.text(), file.string());
+  input.require_unchanged();
+  return content;
 }
 
 Prompt to_prompt(const json& entry, const std::string& where) {
@@ -65,11 +66,11 @@ Prompt to_context_and_input(const json& entry, const std::string& where) {
 // One JSON value a line; empty lines do not count.
 std::vector<Prompt> read_lines(const std::filesystem::path& file,
                                Prompt (*to)(const json& entry, const std::string& where)) {
-  const Mapping mapping = model::map_input_file(file);
-  if (mapping.size() > kMaxLinesBytes)
-    throw_user_error("{}: {} bytes; a file of prompts has at most {}", file.string(),
-                     mapping.size(), kMaxLinesBytes);
-  const std::string_view content(reinterpret_cast<const char*>(mapping.data()), mapping.size());
+  const model::InputFile input(file);
+  if (input.size() > kMaxLinesBytes)
+    throw_user_error("{}: {} bytes; a file of prompts has at most {}", file.string(), input.size(),
+                     kMaxLinesBytes);
+  const std::string_view content = input.text();
   std::vector<Prompt> prompts;
   int line = 1;
   for (size_t begin = 0; begin < content.size(); ++line) {
@@ -80,6 +81,7 @@ std::vector<Prompt> read_lines(const std::filesystem::path& file,
     const std::string where = fmt::format("{}:{}", file.string(), line);
     prompts.push_back(to(model::parse_json(text, where), where));
   }
+  input.require_unchanged();
   if (prompts.empty()) throw_user_error("{}: has no prompts", file.string());
   return prompts;
 }

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "actors/rank.h"
+#include "base/checked_size.h"
 #include "base/error.h"
 #include "launcher/layout_table.h"
 #include "model/inventory.h"
@@ -35,27 +36,27 @@ void count_packed(const Config& config, model::ModelConfig model,
   }
   const model::WeightLoader loader(config.model.model_path, model, layout, options);
   memory.shared_weights = loader.shared_bytes();
+  memory.weight_files = loader.mapped_bytes();
   memory.layer_weights = loader.layer_bytes(0);
   for (int rank = 0; rank < layout.sizes().world_size; ++rank)
     memory.ranks[rank].private_weights = loader.private_bytes(rank);
 }
 
-// fp32 rows of one layer at its widest, and the logits.
-size_t workspace_bytes(const model::ModelConfig& model, const model::ParallelLayout& layout,
-                       const actors::SchedulerLimits& limits) {
-  const int64_t heads = layout.heads(0).size();
-  const int64_t key_width =
-      model.uses_gqa() ? 2 * layout.max_kv_heads() * model.v_head_dim : heads * model.kv_width();
-  const int64_t attention = heads * (model.qk_head_dim() + model.v_head_dim) + key_width;
-  const int64_t moe = model.gate.topk * (2 * model.moe_intermediate_size + model.hidden_size);
-  const int64_t mlp = 2 * std::max(model.intermediate_size, model.shared_intermediate_size());
-  const int64_t row = 4 * model.hidden_size + std::max({attention, moe, mlp});
-  const int64_t logits =
-      int64_t{limits.sequences_per_dp_rank()} * (limits.num_drafts + 1) * model.vocab_size;
-  return sizeof(float) * static_cast<size_t>(limits.max_rows() * row + logits);
-}
-
 }  // namespace
+
+// UserError when that is more than any machine has, or can be counted.
+static size_t kv_cache_bytes(const layers::KvCacheShape& shape) {
+  constexpr size_t kMostBytes = size_t{1} << 47;  // what a process can map
+  const auto bytes =
+      checked_product<size_t>({static_cast<size_t>(shape.num_layers),
+                               static_cast<size_t>(shape.num_blocks), shape.block_bytes()});
+  if (!bytes || *bytes > kMostBytes)
+    throw_user_error(
+        "a rank's KV cache of {} blocks of {} positions in {} layers is larger than memory can be; "
+        "use a smaller scheduler_config.batch_size, max_new_tokens or max_prefill_tokens",
+        shape.num_blocks, shape.block_size, shape.num_layers);
+  return *bytes;
+}
 
 size_t LaunchMemory::total() const {
   return std::accumulate(ranks.begin(), ranks.end(), shared_weights,
@@ -65,6 +66,20 @@ size_t LaunchMemory::total() const {
 size_t LaunchMemory::fullest_rank() const {
   const auto fullest = std::ranges::max_element(ranks, {}, &RankMemory::total);
   return static_cast<size_t>(fullest - ranks.begin());
+}
+
+// fp32 rows of one layer at its widest, and the logits.
+size_t workspace_bytes(const model::ModelConfig& model, const model::ParallelLayout& layout,
+                       int64_t max_rows, int64_t max_sequences, int num_drafts) {
+  const int64_t heads = layout.heads(0).size();
+  const int64_t key_width =
+      model.uses_gqa() ? 2 * layout.max_kv_heads() * model.v_head_dim : heads * model.kv_width();
+  const int64_t attention = heads * (model.qk_head_dim() + model.v_head_dim) + key_width;
+  const int64_t moe = model.gate.topk * (2 * model.moe_intermediate_size + model.hidden_size);
+  const int64_t mlp = 2 * std::max(model.intermediate_size, model.shared_intermediate_size());
+  const int64_t row = 4 * model.hidden_size + std::max({attention, moe, mlp});
+  const int64_t logits = max_sequences * (num_drafts + 1) * model.vocab_size;
+  return sizeof(float) * static_cast<size_t>(max_rows * row + logits);
 }
 
 AssumedLoad largest_load(const Config& config, const model::ModelConfig& model) {
@@ -85,13 +100,15 @@ LaunchMemory launch_memory(const Config& config, const model::ModelConfig& model
                            const model::ParallelLayout& layout,
                            const actors::SchedulerLimits& limits) {
   const msg::LaunchT launch = describe_launch(config, limits, 0);
-  const size_t kv_cache = actors::kv_cache_shape(launch, model).bytes();
+  const size_t kv_cache = kv_cache_bytes(actors::kv_cache_shape(launch, model));
   LaunchMemory memory;
   for (int rank = 0; rank < limits.world_size; ++rank)
-    memory.ranks.push_back({.private_weights = 0,
-                            .kv_cache = kv_cache,
-                            .windows = static_cast<size_t>(launch.comm_buffer_bytes),
-                            .workspace = workspace_bytes(model, layout, limits)});
+    memory.ranks.push_back(
+        {.private_weights = 0,
+         .kv_cache = kv_cache,
+         .windows = static_cast<size_t>(launch.comm_buffer_bytes),
+         .workspace = workspace_bytes(model, layout, limits.max_rows(),
+                                      limits.sequences_per_dp_rank(), limits.num_drafts)});
   count_packed(config, model, layout, actors::weight_options(launch), memory);
   return memory;
 }
@@ -106,9 +123,12 @@ LaunchNeeds assumed_needs(const Config& config, const model::ModelConfig& model)
   return {.ranks = limits.world_size,
           .threads_per_rank = config.runtime.threads_per_rank,
           .memory_bytes = memory.total(),
-          .mapped_bytes =
-              address_space_of_rank(arena.bytes(), memory.shared_weights + fullest.private_weights,
-                                    fullest.kv_cache + fullest.workspace)};
+          .mapped_bytes = RankMappings{.arena = arena.bytes(),
+                                       .weights = memory.shared_weights + fullest.private_weights,
+                                       .weight_files = memory.weight_files,
+                                       .buffers = fullest.kv_cache + fullest.workspace,
+                                       .threads = config.runtime.threads_per_rank}
+                              .address_space()};
 }
 
 namespace {

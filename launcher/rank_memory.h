@@ -27,6 +27,7 @@ struct RankMemory {
 struct LaunchMemory {
   std::vector<RankMemory> ranks;      // [world size]
   size_t shared_weights = 0;          // held by several ranks alike, once per machine
+  size_t weight_files = 0;            // of the checkpoint, mapped while weights are packed
   std::vector<size_t> layer_weights;  // rank 0's part of each decoder layer, own or shared
   std::string weights_remark;         // where the weights counted are not those of the checkpoint
 
@@ -35,6 +36,11 @@ struct LaunchMemory {
   size_t device_total(size_t rank) const { return ranks[rank].total() + shared_weights; }
   size_t fullest_rank() const;
 };
+
+// Of a rank's activations, an estimate: steps of so many rows, logits for `max_sequences` times
+// 1 + num_drafts of them.
+size_t workspace_bytes(const model::ModelConfig& model, const model::ParallelLayout& layout,
+                       int64_t max_rows, int64_t max_sequences, int num_drafts);
 
 // The largest load a configuration allows, where it sets no bound one that is assumed.
 struct AssumedLoad {

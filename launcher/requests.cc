@@ -9,8 +9,10 @@
 namespace troupe::launcher {
 
 std::string read_text_file(const std::filesystem::path& path) {
-  const Mapping file = model::map_input_file(path);
-  return {reinterpret_cast<const char*>(file.data()), file.size()};
+  const model::InputFile file(path);
+  std::string text(file.text());
+  file.require_unchanged();
+  return text;
 }
 
 std::optional<model::Tokenizer> find_tokenizer(const std::filesystem::path& model_path) {

@@ -188,7 +188,10 @@ void Supervisor::signal_running(int signal) const {
   }
 }
 
-void Supervisor::terminate() const { signal_running(SIGTERM); }
+void Supervisor::terminate() const {
+  signal_running(SIGTERM);
+  signal_running(SIGCONT);  // one that is stopped would not hear of it
+}
 
 std::vector<RankExit> Supervisor::stop_all(std::chrono::milliseconds grace) {
   const auto deadline = Clock::now() + grace;

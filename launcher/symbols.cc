@@ -13,6 +13,7 @@
 #include <span>
 #include <vector>
 
+#include "base/checked_size.h"
 #include "base/memory.h"
 
 namespace troupe::launcher {
@@ -41,13 +42,11 @@ class ElfFile {
  private:
   template <class T>
   std::optional<T> read(uint64_t offset, uint64_t index = 0) const {
-    uint64_t begin = 0;
-    if (__builtin_mul_overflow(index, sizeof(T), &begin) ||
-        __builtin_add_overflow(begin, offset, &begin) || begin > bytes_.size() ||
-        bytes_.size() - begin < sizeof(T))
-      return std::nullopt;
+    const auto skipped = checked_mul<uint64_t>(index, sizeof(T));
+    const auto begin = skipped ? checked_add(*skipped, offset) : std::nullopt;
+    if (!begin || !is_inside(*begin, sizeof(T), bytes_.size())) return std::nullopt;
     T value;
-    std::memcpy(&value, bytes_.data() + begin, sizeof(T));
+    std::memcpy(&value, bytes_.data() + *begin, sizeof(T));
     return value;
   }
 
@@ -65,10 +64,10 @@ class ElfFile {
   }
 
   std::string text(const Elf64_Shdr& names, uint32_t at) const {
-    const uint64_t begin = names.sh_offset + at;
-    if (begin < at || begin >= bytes_.size()) return "?";
-    const auto* name = reinterpret_cast<const char*>(bytes_.data() + begin);
-    const std::string mangled(name, ::strnlen(name, bytes_.size() - begin));
+    const auto begin = checked_add<uint64_t>(names.sh_offset, at);
+    if (!begin || *begin >= bytes_.size()) return "?";
+    const auto* name = reinterpret_cast<const char*>(bytes_.data() + *begin);
+    const std::string mangled(name, ::strnlen(name, bytes_.size() - *begin));
     int status = 0;
     const std::unique_ptr<char, void (*)(void*)> plain(
         abi::__cxa_demangle(mangled.c_str(), nullptr, nullptr, &status), std::free);

@@ -21,6 +21,24 @@ class NotATrace : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Far above what a launch can count, and small enough that sums of them fit.
+constexpr int64_t kMostCount = int64_t{1} << 48;
+
+int64_t count_of(const json& value, const char* name) {
+  const bool unsigned_too_large =
+      value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(kMostCount);
+  if (!value.is_number_integer() || unsigned_too_large || value.get<int64_t>() < 0)
+    throw NotATrace(fmt::format("{} is no number from 0 to {}", name, kMostCount));
+  return value.get<int64_t>();
+}
+
+std::vector<int64_t> counts_of(const json& list, const char* name) {
+  if (!list.is_array()) throw NotATrace(fmt::format("{} is no list", name));
+  std::vector<int64_t> counts;
+  for (const json& value : list) counts.push_back(count_of(value, name));
+  return counts;
+}
+
 // From microseconds, which a double holds to the nanosecond for a hundred days.
 int64_t nanoseconds(const json& event, const char* key) {
   const double us = event.at(key).get<double>();
@@ -28,9 +46,18 @@ int64_t nanoseconds(const json& event, const char* key) {
   return std::llround(us * 1000);
 }
 
+// -1 stands for none.
+int32_t small_integer(const json& value, const char* name) {
+  const bool integer = value.is_number_integer() &&
+                       (!value.is_number_unsigned() || value.get<uint64_t>() <= INT32_MAX);
+  if (!integer || value.get<int64_t>() < -1 || value.get<int64_t>() > INT32_MAX)
+    throw NotATrace(fmt::format("{} is no number from -1 to {}", name, INT32_MAX));
+  return value.get<int32_t>();
+}
+
 int32_t argument(const json& args, const char* key, int32_t missing) {
   const auto found = args.find(key);
-  return found == args.end() ? missing : found->get<int32_t>();
+  return found == args.end() ? missing : small_integer(*found, key);
 }
 
 class Reader {
@@ -78,13 +105,13 @@ class Reader {
   void take_span(const json& event) {
     const json& args = event.at("args");
     SpanRecord span{.start_ns = nanoseconds(event, "ts"),
-                    .bytes = args.value("bytes", int64_t{0}),
+                    .bytes = args.contains("bytes") ? count_of(args["bytes"], "bytes") : 0,
                     .name = name_of(event),
                     .step = argument(args, "step", 0),
                     .layer = argument(args, "layer", -1),
                     .tokens = argument(args, "tokens", 0),
                     .peer = argument(args, "peer", -1),
-                    .track = event.at("tid").get<int32_t>() % 10};
+                    .track = small_integer(event.at("tid"), "tid") % 10};
     if (span.track < 0 || span.track >= comm::kTraceTracks) throw NotATrace("a tid of no actor");
     span.end_ns = span.start_ns + nanoseconds(event, "dur");
     trace_.spans.push_back(span);
@@ -95,11 +122,11 @@ class Reader {
     trace_.arrows.push_back({.ns = nanoseconds(event, "ts"),
                              .id = event.at("id").get<std::string>(),
                              .sent = sent,
-                             .step = args.at("step"),
-                             .layer = args.at("layer"),
-                             .tokens = args.at("tokens"),
-                             .peer = args.at("peer"),
-                             .bytes = args.at("bytes")});
+                             .step = small_integer(args.at("step"), "step"),
+                             .layer = small_integer(args.at("layer"), "layer"),
+                             .tokens = small_integer(args.at("tokens"), "tokens"),
+                             .peer = small_integer(args.at("peer"), "peer"),
+                             .bytes = count_of(args.at("bytes"), "bytes")});
   }
 
   void take_counter(const json& event) {
@@ -117,11 +144,12 @@ class Reader {
   void take_other_data(const json& other) {
     if (other.at("troupe_trace") != kTraceVersion)
       throw NotATrace(fmt::format("its version is {}", other.at("troupe_trace").dump()));
-    trace_.rank = other.at("rank");
-    trace_.world_size = other.at("world_size");
-    trace_.forgotten = other.at("forgotten_events");
-    trace_.sent_bytes = other.at("sent_bytes").get<std::vector<int64_t>>();
-    trace_.expert_rows = other.at("expert_rows").get<std::vector<std::vector<int64_t>>>();
+    trace_.rank = small_integer(other.at("rank"), "rank");
+    trace_.world_size = small_integer(other.at("world_size"), "world_size");
+    trace_.forgotten = count_of(other.at("forgotten_events"), "forgotten_events");
+    trace_.sent_bytes = counts_of(other.at("sent_bytes"), "sent_bytes");
+    for (const json& layer : other.at("expert_rows"))
+      trace_.expert_rows.push_back(counts_of(layer, "expert_rows"));
     if (trace_.world_size < 1 || trace_.world_size > (1 << 16) || trace_.rank < -1 ||
         trace_.rank >= trace_.world_size)
       throw NotATrace(fmt::format("rank {} of {}", trace_.rank, trace_.world_size));

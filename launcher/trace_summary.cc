@@ -73,14 +73,18 @@ class StepOfRank {
   std::vector<Moment> moments_;
 };
 
-// Steps by their number: of each rank the index of its span.
+// Steps by their number: of each rank the index of its span, the first if a file has several.
 std::map<int32_t, std::vector<size_t>> whole_steps(const TraceSet& set, const char* name) {
   std::map<int32_t, std::vector<size_t>> steps;
-  for (const ProcessTrace& rank : set.ranks)
-    for (size_t i = 0; i < rank.spans.size(); ++i)
-      if (set.is(rank.spans[i], name) &&
-          rank.spans[i].self_ns < rank.spans[i].end_ns - rank.spans[i].start_ns)
-        steps[rank.spans[i].step].push_back(i);
+  for (size_t rank = 0; rank < set.ranks.size(); ++rank) {
+    const std::vector<SpanRecord>& spans = set.ranks[rank].spans;
+    for (size_t i = 0; i < spans.size(); ++i) {
+      if (!set.is(spans[i], name) || spans[i].self_ns >= spans[i].end_ns - spans[i].start_ns)
+        continue;
+      std::vector<size_t>& of_ranks = steps[spans[i].step];
+      if (of_ranks.size() == rank) of_ranks.push_back(i);
+    }
+  }
   std::erase_if(steps, [&](const auto& entry) { return entry.second.size() != set.ranks.size(); });
   return steps;
 }

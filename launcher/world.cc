@@ -22,6 +22,7 @@
 #include "launcher/launch_watch.h"
 #include "launcher/machine_facts.h"
 #include "launcher/progress.h"
+#include "launcher/rank_memory.h"
 #include "launcher/signal_reader.h"
 #include "launcher/status_server.h"
 #include "launcher/supervisor.h"
@@ -37,6 +38,7 @@ using std::chrono::steady_clock;
 
 constexpr milliseconds kPollInterval{100};
 constexpr milliseconds kLastWordsGrace{1000};  // for messages of a rank that has exited to arrive
+constexpr milliseconds kStallGrace{300};       // for ranks to name a missing one themselves
 constexpr milliseconds kAbortGrace{500};       // for ranks to end once aborted
 constexpr milliseconds kShutdownGrace{5000};
 
@@ -234,14 +236,14 @@ class World::Impl {
   }
 
   void create_shared_memory_for(const model::ModelConfig& model) {
-    const model::WeightLoader loader(launch_.model_path, model,
-                                     model::ParallelLayout(actors::parallel_sizes(launch_), model),
+    const model::ParallelLayout layout(actors::parallel_sizes(launch_), model);
+    const model::WeightLoader loader(launch_.model_path, model, layout,
                                      actors::weight_options(launch_));
-    require_resources(loader);
+    const comm::ArenaShape arena{world_size(), static_cast<size_t>(launch_.comm_buffer_bytes),
+                                 actors::trace_shape(launch_, model), launch_.comm_hugepages};
+    require_resources(model, layout, loader, arena);
     launch_.shared_weight_bytes = loader.shared_bytes();
-    arena_.emplace(
-        comm::Arena::create({world_size(), static_cast<size_t>(launch_.comm_buffer_bytes),
-                             actors::trace_shape(launch_, model), launch_.comm_hugepages}));
+    arena_.emplace(comm::Arena::create(arena));
     weights_fd_ = create_shared_memory("troupe-weights", loader.shared_bytes());
     const size_t kv_section = actors::kv_section_bytes(kv_shape_);
     kv_fd_ = create_shared_memory("troupe-kv", kv_section * world_size());
@@ -250,18 +252,26 @@ class World::Impl {
     observation_memory_ = Mapping(observation_fd_.get(), observed, Mapping::Access::kReadOnly);
   }
 
-  void require_resources(const model::WeightLoader& loader) const {
+  void require_resources(const model::ModelConfig& model, const model::ParallelLayout& layout,
+                         const model::WeightLoader& loader, const comm::ArenaShape& arena) const {
+    const MachineFacts facts = read_machine_facts();
     size_t weights = 0;
     for (int rank = 0; rank < world_size(); ++rank)
       weights = std::max(weights, loader.private_bytes(rank));
-    const comm::ArenaShape arena{world_size(), static_cast<size_t>(launch_.comm_buffer_bytes)};
-    const size_t kv_section =
-        actors::kv_section_bytes(kv_shape_) + launch_.kv_foreign_blocks * kv_shape_.stride_bytes();
+    const RankMappings mappings{
+        .arena = arena.bytes(),
+        .weights = weights + loader.shared_bytes(),
+        .weight_files = loader.mapped_bytes(),
+        .buffers = actors::kv_section_bytes(kv_shape_) +
+                   launch_.kv_foreign_blocks * kv_shape_.stride_bytes() +
+                   observation_shape_.bytes() +
+                   workspace_bytes(model, layout, launch_.max_rows, launch_.max_sequences,
+                                   launch_.max_drafts),
+        .threads = launch_.threads_per_rank};
     require_limits({.ranks = world_size(),
                     .threads_per_rank = launch_.threads_per_rank,
-                    .mapped_bytes = address_space_of_rank(
-                        arena.bytes(), weights + loader.shared_bytes(), kv_section)},
-                   read_machine_facts());
+                    .mapped_bytes = mappings.address_space()},
+                   facts);
   }
 
   void on_signal(int signal) {
@@ -400,7 +410,7 @@ class World::Impl {
       last_progress_ = now;
     }
     // Ranks report a missing peer themselves at the limit; this speaks when none of them can.
-    if (now - last_progress_ < milliseconds(launch_.comm_timeout_ms) + kPollInterval * 20) return;
+    if (now - last_progress_ < milliseconds(launch_.comm_timeout_ms) + kStallGrace) return;
     fail_with(
         failure_of_stall(view(), std::chrono::duration<double>(now - last_progress_).count()));
   }

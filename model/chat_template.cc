@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "base/checked_size.h"
 #include "base/error.h"
 #include "base/memory.h"
 #include "model/input_file.h"
@@ -35,7 +36,9 @@ Value range(const Arguments& arguments) {
   for (int64_t i = begin; step > 0 ? i < end : i > end;) {
     if (static_cast<int64_t>(out.size()) == kMaxRange) throw TemplateError("range: too long");
     out.emplace_back(i);
-    if (__builtin_add_overflow(i, step, &i)) break;
+    const auto next = checked_add(i, step);
+    if (!next) break;
+    i = *next;
   }
   return out;
 }
@@ -60,10 +63,12 @@ Value strftime_now(const Arguments& arguments, std::time_t now) {
 }
 
 std::string read_template(const fs::path& file) {
-  const Mapping mapping = map_input_file(file);
-  if (mapping.size() > kMaxTemplateBytes)
-    throw_user_error("{}: {} bytes are no chat template", file.string(), mapping.size());
-  return {reinterpret_cast<const char*>(mapping.data()), mapping.size()};
+  const InputFile input(file);
+  if (input.size() > kMaxTemplateBytes)
+    throw_user_error("{}: {} bytes are no chat template", file.string(), input.size());
+  std::string text(input.text());
+  input.require_unchanged();
+  return text;
 }
 
 json tokenizer_config(const fs::path& directory) {

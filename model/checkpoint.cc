@@ -69,6 +69,16 @@ size_t Checkpoint::total_bytes() const {
   return total;
 }
 
+size_t Checkpoint::mapped_bytes() const {
+  size_t total = 0;
+  for (const auto& file : files_) total += file->mapped_bytes();
+  return total;
+}
+
+void Checkpoint::require_unchanged() const {
+  for (const auto& file : files_) file->require_unchanged();
+}
+
 void drop_from_page_cache(const std::filesystem::path& directory) {
   std::error_code ignored;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(directory, ignored)) {

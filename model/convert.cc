@@ -246,6 +246,8 @@ class Conversion {
       if (job->tensor != nullptr) forget(*job->tensor);
       report(bytes_of(job->entries()));
     }
+    checkpoint_.require_unchanged();
+    source_.require_unchanged();
     writer.finish();
   }
 

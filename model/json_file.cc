@@ -46,11 +46,13 @@ json parse_json(std::string_view text, const std::string& where,
 }
 
 json read_json_file(const std::filesystem::path& path) {
-  const Mapping mapping = map_input_file(path);
-  if (mapping.size() > kMaxJsonFileBytes)
-    throw_user_error("{}: {} bytes; a JSON file has at most {}", path.string(), mapping.size(),
+  const InputFile file(path);
+  if (file.size() > kMaxJsonFileBytes)
+    throw_user_error("{}: {} bytes; a JSON file has at most {}", path.string(), file.size(),
                      kMaxJsonFileBytes);
-  return parse_json({reinterpret_cast<const char*>(mapping.data()), mapping.size()}, path.string());
+  json content = parse_json(file.text(), path.string());
+  file.require_unchanged();
+  return content;
 }
 
 JsonObject::JsonObject(const json& value, std::string file, std::string prefix)

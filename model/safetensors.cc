@@ -4,8 +4,8 @@
 #include <bit>
 #include <cstring>
 
+#include "base/checked_size.h"
 #include "base/error.h"
-#include "model/input_file.h"
 #include "model/json_file.h"
 
 namespace troupe::model {
@@ -78,17 +78,17 @@ class HeaderReader {
       fail("data_offsets must be two ascending offsets");
     if (range[1] > data_bytes_)
       fail(fmt::format("ends at offset {}, but the file's data ends at {}", range[1], data_bytes_));
-    uint64_t bytes = dtype.bytes;
+    std::optional<uint64_t> bytes = dtype.bytes;
     for (const uint64_t dim : integers(member(entry, "shape"), "shape")) {
-      if (dim > INT64_MAX || __builtin_mul_overflow(bytes, dim, &bytes))
-        fail("shape is too large to count");
+      bytes = checked_mul(*bytes, dim);
+      if (dim > INT64_MAX || !bytes) fail("shape is too large to count");
       tensor.shape.push_back(static_cast<int64_t>(dim));
     }
-    if (bytes != range[1] - range[0])
-      fail(fmt::format("needs {} bytes by its shape and type, but has {} at offset {}", bytes,
+    if (*bytes != range[1] - range[0])
+      fail(fmt::format("needs {} bytes by its shape and type, but has {} at offset {}", *bytes,
                        range[1] - range[0], range[0]));
     tensor.data = data_ + range[0];
-    tensor.bytes = bytes;
+    tensor.bytes = *bytes;
     if (!tensors_.emplace(name_, std::move(tensor)).second) fail("appears twice");
   }
 
@@ -165,23 +165,22 @@ const char* dtype_name(Dtype dtype) {
   return "other";
 }
 
-SafetensorsFile::SafetensorsFile(const std::filesystem::path& path)
-    : path_(path), mapping_(map_input_file(path)) {
+SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(path), path_(path) {
   constexpr uint64_t kMaxHeaderBytes = 100'000'000;
-  const std::string file = path.string();
+  const std::string name = path.string();
   uint64_t header_bytes = 0;
-  if (mapping_.size() < sizeof header_bytes)
-    throw_user_error("{}: {} bytes are no safetensors file", file, mapping_.size());
-  std::memcpy(&header_bytes, mapping_.data(), sizeof header_bytes);
-  const size_t rest = mapping_.size() - sizeof header_bytes;
+  if (file_.size() < sizeof header_bytes)
+    throw_user_error("{}: {} bytes are no safetensors file", name, file_.size());
+  std::memcpy(&header_bytes, file_.data(), sizeof header_bytes);
+  const size_t rest = file_.size() - sizeof header_bytes;
   if (header_bytes > kMaxHeaderBytes)
-    throw_user_error("{}: header length {} is above {}; not a safetensors file?", file,
+    throw_user_error("{}: header length {} is above {}; not a safetensors file?", name,
                      header_bytes, kMaxHeaderBytes);
   if (header_bytes > rest)
-    throw_user_error("{}: header length {} reaches beyond the file's {} bytes; truncated?", file,
-                     header_bytes, mapping_.size());
-  const std::byte* header = mapping_.data() + sizeof header_bytes;
-  HeaderReader reader(file, header + header_bytes, rest - header_bytes);
+    throw_user_error("{}: header length {} reaches beyond the file's {} bytes; truncated?", name,
+                     header_bytes, file_.size());
+  const std::byte* header = file_.data() + sizeof header_bytes;
+  HeaderReader reader(name, header + header_bytes, rest - header_bytes);
   tensors_ = reader.read({reinterpret_cast<const char*>(header), header_bytes});
 }
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/memory.h"
+#include "model/input_file.h"
 
 namespace troupe::model {
 
@@ -35,10 +36,13 @@ class SafetensorsFile {
   explicit SafetensorsFile(const std::filesystem::path& path);
   const std::map<std::string, Tensor, std::less<>>& tensors() const { return tensors_; }
   const std::filesystem::path& path() const { return path_; }
+  size_t mapped_bytes() const { return file_.size(); }
+  // To be called when data has been read: UserError if the file was changed meanwhile.
+  void require_unchanged() const { file_.require_unchanged(); }
 
  private:
+  InputFile file_;
   std::filesystem::path path_;
-  Mapping mapping_;
   std::map<std::string, Tensor, std::less<>> tensors_;
 };
 
@@ -53,7 +57,9 @@ class Checkpoint {
   // Throws UserError naming directory, tensor, expected and found shape.
   const Tensor& require(std::string_view name, const std::vector<int64_t>& shape) const;
   const std::map<std::string, const Tensor*>& tensors() const { return tensors_; }
-  size_t total_bytes() const;
+  size_t total_bytes() const;   // of all tensors
+  size_t mapped_bytes() const;  // of all files
+  void require_unchanged() const;
 
  private:
   std::filesystem::path directory_;

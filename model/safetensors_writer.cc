@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <system_error>
 
+#include "base/checked_size.h"
 #include "base/error.h"
 #include "base/output_path.h"
 #include "model/safetensors.h"
@@ -55,9 +56,11 @@ SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path,
   for (const Entry& entry : order) {
     TROUPE_CHECK(dtype_size(entry.dtype) > 0, "tensor '{}'", entry.name);
     int64_t elements = 1;
-    for (const int64_t dim : entry.shape)
-      TROUPE_CHECK(dim >= 0 && !__builtin_mul_overflow(elements, dim, &elements), "tensor '{}'",
-                   entry.name);
+    for (const int64_t dim : entry.shape) {
+      const auto product = checked_mul(elements, dim);
+      TROUPE_CHECK(dim >= 0 && product, "tensor '{}'", entry.name);
+      elements = *product;
+    }
     const size_t begin = end;
     end += static_cast<size_t>(elements) * dtype_size(entry.dtype);
     const bool added = places_.emplace(entry.name, Place{entry.dtype, elements, begin}).second;

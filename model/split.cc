@@ -164,6 +164,8 @@ class Splitter {
                                : write_rows(name, request, writer);
       if (options_.progress) options_.progress(++done_, total_);
     }
+    files_.require_unchanged();
+    source_.require_unchanged();
     writer.finish();
   }
 
@@ -249,6 +251,11 @@ SplitSource::SplitSource(const fs::path& directory, const ParallelSizes& sizes,
                                                     {"I32", Dtype::kI32},
                                                     {"U8", Dtype::kU8}}),
                       entry.integers("shape", {0, int64_t{1} << 40})};
+  }
+  for (int of = 0; of < sizes.world_size; ++of) {
+    std::error_code missing;  // an error for the rank that it is of
+    const uintmax_t bytes = fs::file_size(directory / rank_file(of), missing);
+    if (!missing) largest_file_ = std::max<size_t>(largest_file_, bytes);
   }
   if (rank >= 0) file_ = std::make_unique<SafetensorsFile>(directory / rank_file(rank));
 }

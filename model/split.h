@@ -39,6 +39,10 @@ class SplitSource final : public WeightSource {
               const WeightOptions& options, int rank);
 
   bool has(std::string_view name) const override;
+  void require_unchanged() const override {
+    if (file_ != nullptr) file_->require_unchanged();
+  }
+  size_t mapped_bytes() const override { return largest_file_; }
   Dtype type(const TensorSpec& tensor) const override;
   bool has_codes(const TensorSpec& tensor) const override;
   layers::SourceRows read(const TensorSpec& tensor, Range rows, Range cols,
@@ -55,6 +59,7 @@ class SplitSource final : public WeightSource {
   std::filesystem::path directory_;
   std::map<std::string, Stored, std::less<>> tensors_;  // of the whole checkpoint
   std::unique_ptr<SafetensorsFile> file_;               // this rank's
+  size_t largest_file_ = 0;
 };
 
 }  // namespace troupe::model

@@ -59,8 +59,8 @@ using IdOfBytes = std::unordered_map<std::string_view, int32_t>;
 
 // The bytes of each token, by id.
 std::vector<std::string> read_ranks(const std::filesystem::path& path) {
-  const Mapping mapping = map_input_file(path);
-  std::string_view rest(reinterpret_cast<const char*>(mapping.data()), mapping.size());
+  const InputFile file(path);
+  std::string_view rest = file.text();
   std::vector<std::string> tokens;
   for (int line_number = 1; !rest.empty(); ++line_number) {
     const std::string_view line = rest.substr(0, rest.find('\n'));
@@ -82,6 +82,7 @@ std::vector<std::string> read_ranks(const std::filesystem::path& path) {
     if (bytes.empty()) fail("the token is not base64");
     tokens.push_back(std::move(bytes));
   }
+  file.require_unchanged();
   return tokens;
 }
 

@@ -11,7 +11,7 @@ using nlohmann::json;
 
 json read_tokenizer_json_file(const std::filesystem::path& path) {
   constexpr int64_t kMaxJsonValues = int64_t{1} << 23;
-  const Mapping mapping = map_input_file(path);
+  const InputFile file(path);
   int64_t num_values = 0;
   const auto count = [&](int, json::parse_event_t, json&) {
     if (++num_values > kMaxJsonValues)
@@ -19,8 +19,9 @@ json read_tokenizer_json_file(const std::filesystem::path& path) {
                        kMaxJsonValues);
     return true;
   };
-  return parse_json({reinterpret_cast<const char*>(mapping.data()), mapping.size()}, path.string(),
-                    count);
+  json content = parse_json(file.text(), path.string(), count);
+  file.require_unchanged();
+  return content;
 }
 
 const json* TokenizerSection::find(std::string_view key) const {

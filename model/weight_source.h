@@ -60,6 +60,9 @@ class WeightSource {
   virtual ~WeightSource() = default;
 
   virtual bool has(std::string_view name) const = 0;
+  // UserError if what read() gave may have been changed under it.
+  virtual void require_unchanged() const {}
+  virtual size_t mapped_bytes() const { return 0; }  // address space that a rank's files take
   // The type in which read() gives it: kF32, kBf16 or, for matrices with their scales, kF8E4M3 or
   // kI8; an MXFP4 matrix is read as bf16, exactly. kF16 is read as fp32: no kernel takes it. Throws
   // UserError when the tensor is missing or has another shape or type.
@@ -77,6 +80,8 @@ class CheckpointSource final : public WeightSource {
   explicit CheckpointSource(const std::filesystem::path& directory);
 
   bool has(std::string_view name) const override { return checkpoint_.find(name) != nullptr; }
+  void require_unchanged() const override { checkpoint_.require_unchanged(); }
+  size_t mapped_bytes() const override { return checkpoint_.mapped_bytes(); }
   Dtype type(const TensorSpec& tensor) const override;
   bool has_codes(const TensorSpec& tensor) const override;
   layers::SourceRows read(const TensorSpec& tensor, Range rows, Range cols,

@@ -56,6 +56,8 @@ size_t WeightLoader::private_bytes(int world_rank) const {
   return impl_->measure(impl_->layout, world_rank).own_bytes();
 }
 
+size_t WeightLoader::mapped_bytes() const { return impl_->source->mapped_bytes(); }
+
 ModelWeights WeightLoader::describe(int world_rank) const {
   WeightBuilder builder(*impl_->source, impl_->options, impl_->layout.sizes().world_size,
                         world_rank);
@@ -89,6 +91,7 @@ WeightLoader::Loaded WeightLoader::load(
   WeightBuilder builder(source, impl_->options, impl_->layout.sizes().world_size, world_rank,
                         {shared, loaded.private_memory.data()}, report);
   loaded.weights = build_weights(impl_->config, impl_->layout, impl_->options.with_mtp, builder);
+  source.require_unchanged();
   TROUPE_CHECK(builder.shared_bytes() == measured.shared_bytes() &&
                    builder.own_bytes() == measured.own_bytes() && done == measured.packed_bytes(),
                "packed {} of {} bytes", done, measured.packed_bytes());

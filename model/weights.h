@@ -130,6 +130,7 @@ class WeightLoader {
 
   size_t shared_bytes() const;  // of the segment that all ranks map
   size_t private_bytes(int world_rank) const;
+  size_t mapped_bytes() const;  // address space that files take while a rank loads
   // That rank's weights without memory: every matrix' type and shape, null pointers.
   ModelWeights describe(int world_rank) const;
   // Of what this rank holds of each decoder layer, privately or shared; last the MTP module's.

@@ -13,6 +13,7 @@
 #include "base/output_path.h"
 #include "launcher/command_errors.h"
 #include "launcher/expert_load.h"
+#include "launcher/launch_options.h"
 #include "launcher/report.h"
 #include "launcher/serve_replay.h"
 #include "serve/load_client.h"
@@ -25,9 +26,8 @@ namespace {
 constexpr int kMaxThreads = 1024;
 
 struct BenchServeArguments {
-  std::filesystem::path config;
-  std::vector<std::string> overrides;
-  std::filesystem::path trace, json, svg;
+  launcher::ConfigArguments config;
+  std::filesystem::path trace, json, svg;  // trace: of arrivals
   launcher::PoissonArrivals poisson;
   std::string url, model, api_key;
   int concurrency = 0;  // 0: as many as come
@@ -45,7 +45,7 @@ void write_text(const std::filesystem::path& path, const std::string& text) {
 void replay_offline(const BenchServeArguments& arguments,
                     const std::vector<launcher::Arrival>& arrivals) {
   if (!arguments.goodput.empty()) throw_user_error("--goodput: counts with --url alone");
-  const launcher::Config config = launcher::read_config(arguments.config, arguments.overrides);
+  const launcher::Config config = launcher::read_config(arguments.config);
   launcher::require_runnable(config);
   const model::ModelConfig model = model::read_model_config(config.model.model_path);
   launcher::Session session(
@@ -82,8 +82,10 @@ void load_server(const BenchServeArguments& arguments,
 }
 
 void run_bench_serve(const BenchServeArguments& arguments) {
-  if (arguments.url.empty() == arguments.config.empty())
+  if (arguments.url.empty() == arguments.config.config.empty())
     throw_user_error("bench serve: give either --config FILE or --url http://HOST:PORT");
+  if (!arguments.url.empty() && !arguments.config.inject.empty())
+    throw_user_error("--inject: is for ranks of its own; give it to the server of --url");
   for (const auto& path : {arguments.json, arguments.svg})
     if (!path.empty()) require_output_path(path);
   const auto arrivals = arguments.trace.empty() ? poisson_arrivals(arguments.poisson)
@@ -127,10 +129,8 @@ void add_bench_serve(CLI::App& bench) {
   CLI::App* command = bench.add_subcommand(
       "serve", "requests that arrive over time, for ranks of its own or for a server");
   const auto arguments = std::make_shared<BenchServeArguments>();
-  command->add_option("--config", arguments->config, "YAML file of ranks to start");
-  command->add_option("--set", arguments->overrides, "section.key=value; may repeat")
-      ->take_all()
-      ->allow_extra_args(false);
+  launcher::add_config_options(*command, arguments->config);
+  launcher::add_inject_option(*command, arguments->config);
   add_server(command, *arguments);
   command->add_option("--trace", arguments->trace,
                       "file of lines arrival_s,input_tokens,output_tokens");

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "launcher/command_errors.h"
 #include "launcher/config.h"
+#include "launcher/launch_options.h"
 #include "launcher/supervisor.h"
 #include "serve/api.h"
 #include "serve/engine.h"
@@ -31,9 +32,8 @@ using std::chrono::milliseconds;
 constexpr const char* kDefaultRouter = "main";
 
 struct ServeArguments {
-  std::string config;
+  launcher::ConfigArguments config;
   std::filesystem::path chat_template;
-  std::vector<std::string> overrides;
   std::string host = "127.0.0.1", model_name, api_key;
   uint16_t port = 8000;
   int max_queued_requests = 1024;
@@ -76,27 +76,29 @@ std::optional<PoolConfigs> pool_configs(const std::string& config) {
 
 std::string role_of(const ServeArguments& arguments) {
   if (!arguments.pd_role.empty()) return arguments.pd_role;
-  return pool_configs(arguments.config) ? "both" : "mixed";
+  return pool_configs(arguments.config.config.string()) ? "both" : "mixed";
 }
 
 std::filesystem::path config_of(const ServeArguments& arguments, const std::string& role) {
-  const auto pools = pool_configs(arguments.config);
+  const auto pools = pool_configs(arguments.config.config.string());
   if (!pools) {
     if (role == "both")
       throw_user_error(
           "--config {}: --pd-role both needs two files, PREFILL.yaml,DECODE.yaml, or a directory "
           "with prefill.yaml and decode.yaml",
-          arguments.config);
-    return arguments.config;
+          arguments.config.config.string());
+    return arguments.config.config;
   }
   if (role == "mixed")
-    throw_user_error("--config {}: --pd-role mixed needs one file", arguments.config);
+    throw_user_error("--config {}: --pd-role mixed needs one file",
+                     arguments.config.config.string());
   return role == "prefill" ? pools->prefill : pools->decode;
 }
 
-launcher::Config runnable_config(const std::filesystem::path& file,
-                                 const std::vector<std::string>& overrides) {
-  const launcher::Config config = launcher::read_config(file, overrides);
+launcher::Config runnable_config(const ServeArguments& arguments, const std::string& role) {
+  launcher::ConfigArguments one = arguments.config;
+  one.config = config_of(arguments, role);
+  const launcher::Config config = launcher::read_config(one);
   for (const std::string& note : config.notes) spdlog::info("{}", note);
   launcher::require_runnable(config);
   return config;
@@ -137,8 +139,7 @@ void serve_http(const ServeArguments& arguments, const launcher::Config& config,
 }
 
 void serve_mixed(const ServeArguments& arguments) {
-  const launcher::Config config =
-      runnable_config(config_of(arguments, "mixed"), arguments.overrides);
+  const launcher::Config config = runnable_config(arguments, "mixed");
   const model::ModelConfig model = model::read_model_config(config.model.model_path);
   Engine engine(config, model, arguments.max_queued_requests);
   serve_http(arguments, config, model, engine, [&](const auto& on_ready) { engine.run(on_ready); });
@@ -147,7 +148,7 @@ void serve_mixed(const ServeArguments& arguments) {
 void serve_instance(const ServeArguments& arguments, const std::string& role) {
   if (arguments.launcher_pid > 0)
     launcher::die_with_parent(arguments.launcher_pid, role + " instance");
-  const launcher::Config config = runnable_config(config_of(arguments, role), arguments.overrides);
+  const launcher::Config config = runnable_config(arguments, role);
   const model::ModelConfig model = model::read_model_config(config.model.model_path);
   Instance(config, model,
            {.role = role == "prefill" ? pd::Role::Prefill : pd::Role::Decode,
@@ -166,7 +167,7 @@ InstanceProcesses::Command child_command(const ServeArguments& arguments, const 
         std::string("--kv-handoff"), arguments.kv_handoff, std::string("--launcher-pid"),
         std::to_string(::getpid())})
     words.push_back(word);
-  for (const std::string& one : arguments.overrides) {
+  for (const std::string& one : arguments.config.overrides) {
     words.emplace_back("--set");
     words.push_back(one);
   }
@@ -175,8 +176,11 @@ InstanceProcesses::Command child_command(const ServeArguments& arguments, const 
 
 // The endpoint before instances that join: with `both` one of each is started here.
 void serve_router(const ServeArguments& arguments, bool both) {
-  const launcher::Config config =
-      runnable_config(config_of(arguments, both ? "both" : "router"), arguments.overrides);
+  if (!arguments.config.inject.empty() || !arguments.config.trace.empty())
+    throw_user_error(
+        "--inject, --trace: a router has no ranks; give them to an instance (--pd-role prefill or "
+        "decode)");
+  const launcher::Config config = runnable_config(arguments, both ? "both" : "router");
   const model::ModelConfig model = model::read_model_config(config.model.model_path);
   std::string name = arguments.router;
   if (name.empty()) name = both ? std::to_string(::getpid()) : kDefaultRouter;
@@ -256,14 +260,13 @@ void add_separation(CLI::App* command, ServeArguments& a) {
 void add_serve_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("serve", "answer OpenAI's HTTP interface");
   const auto a = std::make_shared<ServeArguments>();
-  command
-      ->add_option("--config", a->config,
-                   "YAML file of the run; of separated pools PREFILL.yaml,DECODE.yaml, or a "
-                   "directory with prefill.yaml and decode.yaml")
-      ->required();
-  command->add_option("--set", a->overrides, "section.key=value, overrides the file; may repeat")
-      ->take_all()
-      ->allow_extra_args(false);
+  launcher::add_config_options(*command, a->config)
+      ->required()
+      ->description(
+          "YAML file of the run; of separated pools PREFILL.yaml,DECODE.yaml, or a directory with "
+          "prefill.yaml and decode.yaml");
+  launcher::add_inject_option(*command, a->config);
+  launcher::add_trace_option(*command, a->config);
   command->add_option("--host", a->host, "address to listen on")->capture_default_str();
   command->add_option("--port", a->port, "0: a free one, which is printed")
       ->check(launcher::integer_from(0, 65535))

@@ -31,20 +31,22 @@ LAYOUT = ["attn_tp_size=2", "dense_tp_size=2", "moe_tp_size=2", "embed_tp_size=2
 
 
 class Launch:
-    """One `troupe run`, with a working directory of its own, until it has ended."""
+    """One `troupe run`, or `serve`, with a working directory of its own, until it has ended."""
 
-    def __init__(self, troupe, options=(), tokens=24, prompts=("1,2,3",), before=None, prefix=()):
+    def __init__(self, troupe, options=(), tokens=24, prompts=("1,2,3",), before=None, prefix=(),
+                 command="run"):
         self.directory = tempfile.TemporaryDirectory(prefix="troupe-faults-")
         self.dumps = pathlib.Path(self.directory.name) / "dumps"
         self.tmp = pathlib.Path(self.directory.name) / "tmp"
         self.dumps.mkdir()
         self.tmp.mkdir()
-        words = [*prefix, troupe, "--log-level", "error", "run", "--config",
-                 str(SOURCE / "configs/tiny_moe.yaml"), "--ignore-eos",
+        words = [*prefix, troupe, "--log-level", "error", command, "--config",
+                 str(SOURCE / "configs/tiny_moe.yaml"),
                  "--set", f"model_config.model_path={SOURCE}/models/tiny-moe",
                  "--set", f"runtime_config.dump_dir={self.dumps}",
                  "--set", f"scheduler_config.max_new_tokens={tokens}"]
-        for prompt in prompts:
+        words += ["--ignore-eos"] if command == "run" else ["--port", "0"]
+        for prompt in prompts if command == "run" else ():
             words += ["--prompt-ids", prompt]
         self.process = subprocess.Popen([*words, *options], stdout=subprocess.PIPE,
                                         stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
@@ -75,6 +77,16 @@ class Launch:
                     pass
         raise RuntimeError("ended before it had started: " + self.finish()[2])
 
+    def wait_until_stopped(self, pid):
+        """False when the launch has ended before."""
+        while self.process.poll() is None:
+            try:
+                if "State:\tT" in pathlib.Path(f"/proc/{pid}/status").read_text():
+                    return True
+            except OSError:
+                pass
+        return False
+
     def finish(self, limit=120):
         out, err = self.process.communicate(timeout=limit)
         self.seconds = time.monotonic() - self.started
@@ -92,6 +104,11 @@ class Launch:
         uid, pid = os.geteuid(), self.process.pid
         sockets = [line for line in open("/proc/net/unix") if f"troupe-status-{uid}-{pid}-" in line]
         return self.pids() + list(self.tmp.iterdir()) + sockets
+
+
+def cpu_seconds(pid):
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Row:
@@ -167,12 +184,16 @@ class Faults:
         for _ in self.times(2):
             for stage in ["loading", "idle", "decode", "dispatch", "combine"]:
                 for rank in range(WORLD):
-                    launch, status, _, err = self.inject(
-                        [f"stop:rank={rank},stage={stage}"],
-                        ["--set", "runtime_config.comm_timeout_s=1"])
+                    launch = Launch(self.troupe, [*self.layout, "--inject",
+                                                  f"stop:rank={rank},stage={stage}", "--set",
+                                                  "runtime_config.comm_timeout_s=1"])
+                    launch.wait_until_stopped(launch.rank_pid(rank))
+                    stopped = time.monotonic()
+                    status, _, err = launch.finish()
+                    behind = time.monotonic() - stopped - 1
                     line = launch.line(err)
                     row.trial(status == 3 and re.search(rf"rank {rank} \(.*\) is stopped", line)
-                              and not launch.left(), line, launch.seconds - 1)
+                              and not launch.left(), line, behind)
         return row
 
     def f3(self):
@@ -183,10 +204,8 @@ class Faults:
             launch = Launch(self.troupe,
                             [*self.layout, "--inject", f"stop:rank={rank},step={2 + i % 20}"])
             pid = launch.rank_pid(rank)
-            while launch.process.poll() is None:
-                if "State:\tT" in pathlib.Path(f"/proc/{pid}/status").read_text():
-                    os.kill(pid, signal.SIGCONT)
-                    break
+            if launch.wait_until_stopped(pid):
+                os.kill(pid, signal.SIGCONT)
             status, out, err = launch.finish()
             row.trial(status == 0 and out == wanted, err)
         return row
@@ -326,6 +345,22 @@ class Faults:
                 row.trial(status == 0 and out == answers[0], err, launch.seconds)
         return row
 
+    def idle(self):
+        row = Row("idle", "no request for 5 s, as `serve` waits", "each process under 1 % of a core")
+        worst = 0
+        for _ in self.times(3):
+            launch = Launch(self.troupe, self.layout, command="serve")
+            launch.process.stdout.readline()  # it listens
+            before = {pid: cpu_seconds(pid) for pid in launch.pids()}
+            time.sleep(5)
+            shares = [(cpu_seconds(pid) - start) / 5 for pid, start in before.items()]
+            launch.process.terminate()
+            status, _, err = launch.finish()
+            worst = max(worst, *shares)
+            row.trial(len(shares) == WORLD + 1 and max(shares) < 0.01 and status == 0, shares)
+        row.note = f"worst {worst * 100:.1f} %"
+        return row
+
     # ---- resources -------------------------------------------------------------------------------
 
     def r1(self):
@@ -356,8 +391,14 @@ class Faults:
         return self.limited(row, resource.RLIMIT_NOFILE, (16, 64, 256), "RLIMIT_NOFILE")
 
     def r3(self):
-        row = Row("R3", "RLIMIT_AS of 256 MiB, 512 MiB, 8 GiB", "runs, or one line with need and have")
-        return self.limited(row, resource.RLIMIT_AS, (256 << 20, 512 << 20, 8 << 30), "RLIMIT_AS")
+        row = Row("R3", "RLIMIT_AS of 256 MiB to 8 GiB, and just below and above the need", "runs, or one line with need and have")
+        row = self.limited(row, resource.RLIMIT_AS, (256 << 20, 512 << 20, 8 << 30), "RLIMIT_AS")
+        # Around the need that the refusal names.
+        before = lambda: resource.setrlimit(resource.RLIMIT_AS, (256 << 20, 256 << 20))
+        _, _, err = Launch(self.troupe, self.layout, before=before).finish()
+        need = float(re.search(r"need ([0-9.]+) MiB", err).group(1))
+        around = [int(need + more) << 20 for more in (-64, -8, -1, 1, 8, 64, 512)]
+        return self.limited(row, resource.RLIMIT_AS, around, "RLIMIT_AS")
 
     def r4(self):
         row = Row("R4", "no room for the report, none for the dump",
@@ -436,7 +477,7 @@ def main():
         parser.error(f"{arguments.troupe}: no such program; build it, or name it with --troupe")
     faults = Faults(str(pathlib.Path(arguments.troupe).resolve()), arguments.scale)
     methods = [faults.f1_named, faults.f1_time, faults.f2, faults.f3, faults.f4, faults.f5, faults.f6,
-               faults.f7, faults.f8, faults.f9, faults.f10, faults.f11, faults.f12, faults.r1,
+               faults.f7, faults.f8, faults.f9, faults.f10, faults.f11, faults.f12, faults.idle, faults.r1,
                faults.r2, faults.r3, faults.r4, faults.r7, faults.n9, faults.cycles]
     known = {method.__name__.split("_")[0].upper() for method in methods}
     wanted = [name.upper() for name in arguments.rows]

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 
+#include "base/checked_size.h"
 #include "model/jinja/nodes.h"
 
 namespace troupe::model::jinja {
@@ -19,9 +20,9 @@ Value arithmetic(const char* what, const Value& a, const Value& b, OnIntegers on
                  OnFloats on_floats) {
   if (!a.is_number() || !b.is_number()) fail_operands(what, a, b);
   if (a.is_float() || b.is_float()) return on_floats(a.number(), b.number());
-  int64_t result = 0;
-  if (on_integers(a.integer(), b.integer(), &result)) throw TemplateError("a number is too large");
-  return result;
+  const std::optional<int64_t> result = on_integers(a.integer(), b.integer());
+  if (!result) throw TemplateError("a number is too large");
+  return *result;
 }
 
 Value add(const Value& a, const Value& b) {
@@ -31,24 +32,15 @@ Value add(const Value& a, const Value& b) {
     out.insert(out.end(), b.list()->begin(), b.list()->end());
     return out;
   }
-  return arithmetic(
-      "be added", a, b,
-      [](int64_t x, int64_t y, int64_t* r) { return __builtin_add_overflow(x, y, r); },
-      std::plus<double>());
+  return arithmetic("be added", a, b, checked_add<int64_t>, std::plus<double>());
 }
 
 Value subtract(const Value& a, const Value& b) {
-  return arithmetic(
-      "be subtracted", a, b,
-      [](int64_t x, int64_t y, int64_t* r) { return __builtin_sub_overflow(x, y, r); },
-      std::minus<double>());
+  return arithmetic("be subtracted", a, b, checked_sub<int64_t>, std::minus<double>());
 }
 
 Value multiply(const Value& a, const Value& b) {
-  return arithmetic(
-      "be multiplied", a, b,
-      [](int64_t x, int64_t y, int64_t* r) { return __builtin_mul_overflow(x, y, r); },
-      std::multiplies<double>());
+  return arithmetic("be multiplied", a, b, checked_mul<int64_t>, std::multiplies<double>());
 }
 
 double divisor(const Value& b) {

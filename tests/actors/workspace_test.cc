@@ -65,7 +65,23 @@ TEST(Workspace, RefusesATensorThatReachesPastWhatWasAllocated) {
         << wrong.rows() << " x " << wrong.cols() << " at " << wrong.offset();
 }
 
-TEST(Workspace, RefusesToGrowPastItsReservation) {
+TEST(Workspace, GrowsAndStillRefusesWhatReachesPastATensor) {
+  Workspace workspace;
+  constexpr int64_t kLarge = 3 << 20;  // of rows of 16 bytes: 48 MiB
+  const msg::Tensor small = workspace.allocate(5, 4), large = workspace.allocate(kLarge, 4);
+  const msg::Tensor last = workspace.allocate(7, 4);
+  const Matrix<float> view = workspace.floats(large);
+  view.data[0] = view.data[4 * kLarge - 1] = 1;
+
+  for (const msg::Tensor& tensor : {small, last}) {
+    const Matrix<float> other = workspace.floats(tensor);
+    EXPECT_TRUE(std::all_of(other.data, other.data + 4 * other.rows, [](float x) { return !x; }));
+    EXPECT_THROW(workspace.floats({tensor.offset(), tensor.rows() + 4, 4}), std::logic_error);
+  }
+  EXPECT_THROW(workspace.floats({large.offset(), kLarge + 4, 4}), std::logic_error);
+}
+
+TEST(Workspace, RefusesToGrowPastItsBound) {
   Workspace workspace;
 
   EXPECT_THROW(workspace.allocate(INT32_MAX, INT32_MAX), std::logic_error);

@@ -237,6 +237,16 @@ TEST(TraceReader, RefusesWhatIsNoTraceInOneLine) {
       rewritten([](json& t) { t["traceEvents"].back()["ts"] = -1; }),
       rewritten([](json& t) { t["traceEvents"].back()["ts"] = "soon"; }),
       rewritten([](json& t) { t["traceEvents"].back()["tid"] = 29; }),
+      rewritten([](json& t) { t["traceEvents"].back()["args"]["bytes"] = -1; }),
+      rewritten([](json& t) { t["traceEvents"].back()["args"]["bytes"] = 1e300; }),
+      rewritten([](json& t) { t["traceEvents"].back()["args"]["bytes"] = UINT64_MAX; }),
+      rewritten([](json& t) { t["traceEvents"].back()["args"]["step"] = int64_t{1} << 31; }),
+      rewritten([](json& t) { t["traceEvents"].back()["args"]["peer"] = -2; }),
+      rewritten([](json& t) {
+        t["otherData"]["sent_bytes"] = {0, 1.5};
+      }),
+      rewritten([](json& t) { t["otherData"]["expert_rows"] = {{INT64_MAX}}; }),
+      rewritten([](json& t) { t["otherData"]["forgotten_events"] = "none"; }),
       rewritten([](json& t) {
         json late = t["traceEvents"].back();
         late["dur"] = 1e6;
@@ -355,6 +365,17 @@ TEST(TraceSummary, HasNoPathWithoutAWholeStep) {
   const TraceDirectory directory(snapshot({span(TraceOp::kGate, 0, 1)}), snapshot({}));
   EXPECT_EQ(critical_path(directory.read()).step, 0);
   EXPECT_NE(trace_summary(directory.read()).find("no step is whole"), std::string::npos);
+}
+
+TEST(TraceSummary, AStepThatOneRankHasTwiceAndAnotherNeverIsNotWhole) {
+  const auto step = [](int64_t us) {
+    return std::vector{span(TraceOp::kDecode, us, us + 10), span(TraceOp::kGate, us, us + 5)};
+  };
+  auto twice = step(0);
+  for (const TraceEvent& event : step(20)) twice.push_back(event);
+  const TraceDirectory directory(snapshot(twice), snapshot({}));
+
+  EXPECT_EQ(critical_path(directory.read()).step, 0);
 }
 
 TEST(TraceSummary, SaysThatEarlierEventsAreNotKept) {

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <utility>
 
 #include "base/error.h"
 
@@ -63,6 +64,14 @@ std::string HttpClient::receive_until(const std::string& text) {
   return received_;
 }
 
+void HttpClient::end_sending() { ::shutdown(fd_.get(), SHUT_WR); }
+
+std::string HttpClient::receive_rest() {
+  while (read_more()) {
+  }
+  return std::exchange(received_, {});
+}
+
 bool HttpClient::closed() {
   pollfd entry{.fd = fd_.get(), .events = POLLIN, .revents = 0};
   char byte;
@@ -109,9 +118,7 @@ ClientResponse HttpClient::receive() {
     }
     response.whole = true;
   } else {
-    while (read_more()) {
-    }
-    response.body = std::exchange(received_, {});
+    response.body = receive_rest();
     response.whole = true;
   }
   return response;

@@ -26,10 +26,12 @@ class HttpClient {
   explicit HttpClient(int port);  // connects to 127.0.0.1
 
   void send(const std::string& bytes);
+  void end_sending();  // the server sees the end of what it is sent
   // Reads to the end of a response, or of the connection. At most 30 s.
   ClientResponse receive();
   // Reads until `text` has come; what has come so far.
   std::string receive_until(const std::string& text);
+  std::string receive_rest();  // up to the end of the connection
   // Whether the server has closed the connection, or does within a second.
   bool closed();
   void close() { fd_ = Fd(); }

@@ -378,5 +378,38 @@ TEST(CleanEnd, PrintsNothingToStderrAtLogLevelErrorWhereverThatIsWritten) {
   }
 }
 
+TEST(CleanEnd, PrintsNothingToStderrWhateverTheCommand) {
+  const model::TemporaryDirectory directory;
+  const std::string text = directory.write("text", "One day"), model = tiny_moe();
+  json config = configuration(model, 4, "bfloat16");
+  config["model_config"]["next_n"] = 1;
+  const std::string file = directory.write("config.json", config.dump());
+  const Words with_file{"--config", file};
+
+  for (const auto& [words, more] : std::vector<std::pair<Words, Words>>{
+           {{"score"}, {"--text-file", text}},
+           {{"verify"}, {"--prompt-ids", "1,2,3"}},
+           {{"chat"}, {}},
+           {{"check"}, {}},
+           {{"explain"}, {}},
+           {{"bench", "decode"}, {"--tokens", "2", "--repeat", "1"}},
+           {{"bench", "serve"}, {"--requests", "2", "--rate", "0", "--output", "2"}}}) {
+    Words line{"--log-level", "error"};
+    for (const Words& part : {words, with_file, more})
+      line.insert(line.end(), part.begin(), part.end());
+    const Ended ended = run_troupe(line);
+
+    EXPECT_EQ(ended.status, 0) << words[0];
+    EXPECT_EQ(ended.err, "") << words[0];
+  }
+  for (const Words& words : {Words{"tokenize", "--tokenizer", model, "--text", "One day"},
+                             Words{"inspect", model}, Words{"man"}, Words{"completion", "bash"}}) {
+    const Ended ended = run_troupe(words);
+
+    EXPECT_EQ(ended.status, 0) << words[0];
+    EXPECT_EQ(ended.err, "") << words[0];
+  }
+}
+
 }  // namespace
 }  // namespace troupe::system_tests

@@ -30,11 +30,13 @@ inline json small_job() {
 // A launch with faults, from its start to what it leaves.
 class FaultyLaunch {
  public:
-  explicit FaultyLaunch(const std::vector<std::string>& faults, json config = small_job()) {
+  explicit FaultyLaunch(const std::vector<std::string>& faults, json config = small_job(),
+                        const std::vector<std::string>& options = {}) {
     config["runtime_config"]["dump_dir"] = dumps_.path();
     auto words = command_line("run", config, {{1, 2, 3}, {4, 5}}, input_);
     words.push_back("--ignore-eos");
     for (const std::string& fault : faults) words.insert(words.end(), {"--inject", fault});
+    words.insert(words.end(), options.begin(), options.end());
     process_.emplace(words);
   }
 

@@ -170,6 +170,64 @@ TEST_P(AtEachCollective, ACorruptHeaderEndsTheLaunchAtThatCall) {
   }
 }
 
+TEST(TracedLaunch, ThatFailsHasEveryRanksLastEventsInTheDump) {
+  const model::TemporaryDirectory directory;
+  FaultyLaunch launch({"kill:rank=1,stage=dispatch,step=6"}, small_job(),
+                      {"--trace", directory.path() / "trace"});
+  launch.wait();
+
+  EXPECT_EQ(launch.ended().status, 3);
+  const json dump = launch.dump();
+  for (const json& rank : dump.at("ranks")) {
+    const json& events = rank.at("trace");
+    ASSERT_GE(events.size(), 100u);
+    EXPECT_LE(events.size(), 256u);
+    double before = 1e9;
+    for (const json& event : events) {
+      EXPECT_LE(event.at("start_ms_ago").get<double>(), before);
+      before = event.at("start_ms_ago");
+    }
+    EXPECT_GT(before, 0);
+    EXPECT_LT(before, 60e3);
+  }
+  // The killed one was in the dispatch of that step, which has begun and not ended.
+  const json& last = dump.at("ranks").at(1).at("trace").back();
+  EXPECT_EQ(last.at("step"), 6);
+  EXPECT_EQ(last.at("actor"), "moe");
+  EXPECT_EQ(last.at("event"), "dispatch");
+  EXPECT_TRUE(last.at("end_ms_ago").is_null());
+}
+
+TEST(UntracedLaunch, HasNoTraceInItsDump) {
+  FaultyLaunch launch({"kill:rank=1,stage=prefill"});
+  launch.wait();
+
+  EXPECT_FALSE(launch.dump().at("ranks").at(1).contains("trace"));
+}
+
+// Every command that starts ranks takes --inject.
+TEST(InjectedFault, HappensInBenchAndServeToo) {
+  const model::TemporaryDirectory directory;
+  json config = small_job();
+  config["runtime_config"]["dump_dir"] = directory.path();
+  const std::string file = directory.write("config.json", config.dump());
+  using Words = std::vector<std::string>;
+
+  for (const Words& command :
+       {Words{"bench", "decode"}, Words{"bench", "prefill"}, Words{"bench", "serve"},
+        Words{"serve", "--port", "0"}, Words{"score", "--prompt-ids", "1,2"}, Words{"chat"},
+        Words{"verify", "--prompt-ids", "1,2"}}) {
+    Words words{"--log-level", "error"};
+    words.insert(words.end(), command.begin(), command.end());
+    words.insert(words.end(), {"--config", file, "--inject", "kill:rank=2,stage=idle"});
+    const Ended ended = run_troupe(words);
+
+    EXPECT_EQ(ended.status, 3) << command.front() << command.back() << ended.err;
+    EXPECT_NE(ended.err.find("was killed by SIGKILL (signal 9) in idle"), std::string::npos)
+        << ended.err;
+  }
+}
+
 TEST(CorruptMessage, IsRefusedWithItsSender) {
   for (const char* stage : {"loading", "decode"}) {
     FaultyLaunch launch({fmt::format("corrupt:rank=3,stage={}", stage)});

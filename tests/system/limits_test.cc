@@ -67,6 +67,27 @@ TEST(LittleAddressSpace, IsRefusedWithNeedAndHaveBeforeRanksStart) {
                             "\\(RLIMIT_AS\\) is 512.0 MiB; raise it .*\n")))
       << ended.err;
 }
+
+// The need is no guess: with that much every rank starts.
+TEST(LittleAddressSpace, DoesFromTheNeedOnThatTheRefusalNames) {
+  const model::TemporaryDirectory directory;
+  for (const int threads : {1, 3}) {
+    json config = small_job();
+    config["runtime_config"]["threads_per_rank"] = threads;
+    const auto words = command_line("run", config, {{1, 2}}, directory);
+    const auto ended_with = [&](rlim_t mib) {
+      const SoftLimit limit(RLIMIT_AS, mib << 20);
+      return run_troupe(words);
+    };
+    const std::string refusal = ended_with(256).err;
+    std::smatch need;
+    ASSERT_TRUE(std::regex_search(refusal, need, std::regex("need ([0-9.]+) MiB"))) << refusal;
+    const auto mib = static_cast<rlim_t>(std::stod(need[1]));
+
+    EXPECT_EQ(ended_with(mib + 1).err, "");
+    EXPECT_EQ(ended_with(mib - 1).status, 2);
+  }
+}
 #endif
 
 TEST(Doctor, FindsTheSameBeforehand) {

@@ -2,6 +2,10 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <map>
+#include <sstream>
+#include <thread>
+
 #include "tests/system/faulty_launch.h"
 
 namespace troupe::system_tests {
@@ -82,6 +86,34 @@ TEST(Status, NamesTheStraggler) {
 
   launch.process().wait_until("the straggler is named",
                               [&] { return status_of(launch.process()).at("straggler") == 1; });
+}
+
+// In clock ticks (10 ms), as in /proc/PID/stat behind the name: fields 14 and 15.
+int64_t cpu_ticks(int pid) {
+  const std::string stat = proc_file(pid, "stat");
+  std::istringstream fields(stat.substr(stat.rfind(')') + 2));
+  std::string skipped;
+  for (int field = 3; field < 14; ++field) fields >> skipped;
+  int64_t user = 0, system = 0;
+  fields >> user >> system;
+  return user + system;
+}
+
+// While one rank sleeps for long, all others wait for it; and the launcher for them.
+TEST(WaitingProcesses, TakeHardlyAnyTimeOfACore) {
+  json config = small_job();
+  config["runtime_config"]["comm_timeout_s"] = 600;
+  FaultyLaunch launch({"delay:rank=2,stage=dispatch,step=5,ms=600000"}, config);
+  launch.process().rank_pid(kWorldSize - 1);
+  launch.process().wait_until("all wait for it",
+                              [&] { return status_of(launch.process()).at("absent") == json{2}; });
+
+  std::map<int, int64_t> before;
+  for (const int pid : launch.process().processes()) before[pid] = cpu_ticks(pid);
+  std::this_thread::sleep_for(std::chrono::seconds(1));
+
+  EXPECT_EQ(before.size(), size_t{kWorldSize} + 1);
+  for (const auto& [pid, ticks] : before) EXPECT_LE(cpu_ticks(pid) - ticks, 5) << pid;
 }
 
 TEST(Top, ShowsALaunchAsOftenAsAsked) {
