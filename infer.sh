@@ -8,6 +8,9 @@ build=$root/build/release
 source "$root/set_env.sh"
 yaml=
 model=
+pd_role=
+p_yaml=
+d_yaml=
 mode=offline
 command=run
 settings=()  # options that this script adds; those of the command line come after them and win
@@ -25,12 +28,18 @@ Paths are relative to the current directory, those inside the files of configs/ 
   ./infer.sh --yaml configs/tiny_moe_rank_8_8ep.yaml --set model_config.next_n=0
   ./infer.sh --chat                     talk to the model (troupe chat)
   ./infer.sh --mode online --port 8000  OpenAI-compatible HTTP (troupe serve)
+  ./infer.sh --mode online --pd-role both --yaml configs/tiny_moe_pd
+                                        the same, prefill and decode on ranks of their own
   build/release/troupe run --help       all options, once built
 
 --model NAME  the configuration configs/NAME.yaml, or the only configs/NAME_*.yaml; --yaml FILE is
               then also looked for in configs/. A checkpoint NAME in MODELS_PATH (set_env.sh) is used.
---mode        offline: troupe run (or chat); online: troupe serve, one instance for prefill and
-              decode
+--mode        offline: troupe run (or chat); online: troupe serve
+--pd-role     with --mode online: mixed (one instance for prefill and decode, as without it); both:
+              an instance of each behind one endpoint; prefill, decode, router: one of these, which
+              finds the others by --router NAME (docs/pd.md). --yaml is then PREFILL,DECODE or a
+              directory with prefill.yaml and decode.yaml, by default configs/tiny_moe_pd;
+              --p-yaml-name and --d-yaml-name name the two one by one
 
 Logs of the launcher and of each rank, the configuration as it was understood and the report of a
 run go to res/<time>/. set_env.sh says where, and where checkpoints are.
@@ -74,9 +83,10 @@ read_arguments() {
       --yaml | --config | --yaml=* | --config=*) value_of "$@" && yaml=$value ;;
       --model | --model=*) value_of "$@" && model=$value ;;
       --mode | --mode=*) value_of "$@" && mode=$value ;;
-      --pd-role | --pd-role=* | --p-yaml-name* | --d-yaml-name* | --engine-backend*)
-        die "${1%%=*}: prefill and decode share one instance in this version; leave it out"
-        ;;
+      --pd-role | --pd-role=*) value_of "$@" && pd_role=$value ;;
+      --p-yaml-name | --p-yaml-name=*) value_of "$@" && p_yaml=$value ;;
+      --d-yaml-name | --d-yaml-name=*) value_of "$@" && d_yaml=$value ;;
+      --engine-backend*) die "--engine-backend: there is one engine, Troupe's; leave it out" ;;
       --chat) command=chat ;;
       *) options+=("$1") ;;
     esac
@@ -85,11 +95,19 @@ read_arguments() {
 }
 
 check_arguments() {
+  if [[ -n $p_yaml$d_yaml ]]; then
+    [[ -n $p_yaml && -n $d_yaml ]] || die "--p-yaml-name and --d-yaml-name go together"
+    [[ -z $yaml ]] || die "--yaml: --p-yaml-name and --d-yaml-name say it already"
+    yaml=$p_yaml,$d_yaml
+  fi
+  [[ -z $pd_role || $mode == online ]] || die "--pd-role goes with --mode online"
   case $mode in
     offline) ;;
     online)
       [[ $command == run ]] || die "--chat goes with --mode offline"
       command=serve
+      if [[ -n $pd_role ]]; then settings+=(--pd-role "$pd_role"); fi
+      if [[ -z $yaml && -n $pd_role && $pd_role != mixed ]]; then yaml=$root/configs/tiny_moe_pd; fi
       ;;
     *) die "--mode $mode: expected offline or online" ;;
   esac
@@ -136,10 +154,11 @@ set_key() { settings+=(--set "$1=$2"); }
 
 # The files of configs/ name paths as seen from the repository: this makes them work from anywhere.
 anchor_paths() {
-  [[ $(readlink -f "$yaml") == "$root"/configs/* && -r $yaml ]] || return 0
-  local key value
+  local key value file=${yaml%%,*}
+  if [[ -d $file ]]; then file=$file/prefill.yaml; fi
+  [[ $(readlink -f "$file") == "$root"/configs/* && -r $file ]] || return 0
   for key in model_config.model_path data_config.dataset_path; do
-    value=$(sed -n "s/^  ${key#*.}: *\([^ #]*\).*/\1/p" "$yaml")
+    value=$(sed -n "s/^  ${key#*.}: *\([^ #]*\).*/\1/p" "$file")
     if [[ -n $value && $value != /* ]]; then set_key "$key" "$root/$value"; fi
   done
 }

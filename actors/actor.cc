@@ -102,6 +102,8 @@ void Actor::receive(const msg::Envelope& envelope) {
     case msg::Body::Failed:
     case msg::Body::Shutdown:
     case msg::Body::Goodbye:
+    case msg::Body::MapKv:
+    case msg::Body::KvMapped:
     case msg::Body::NONE:
       return not_heard();
   }

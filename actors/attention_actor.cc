@@ -85,6 +85,9 @@ void AttentionActor::take_plan(const msg::StepPlan& plan) {
     window_tables_.emplace_back();
     if (const auto* table = sequence->window_table())
       window_tables_.back() = {table->data(), table->size()};
+    if (sequence->copies() == nullptr) continue;
+    for (const msg::BlockCopy* copy : *sequence->copies())
+      context_.kv_cache.copy_block(copy->from(), copy->to());
   }
   const auto rows = static_cast<int64_t>(step_tokens_.size());
   forward_ = {.layer = 0,

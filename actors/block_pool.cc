@@ -62,15 +62,22 @@ void BlockPool::forget(int32_t block) {
   b.content = b.before = kNoContent;
 }
 
+void BlockPool::show_generations(std::span<std::atomic<uint64_t>> shown) {
+  TROUPE_CHECK(shown.size() == blocks_.size(), "{} of {} blocks", shown.size(), blocks_.size());
+  shown_generations_ = shown;
+}
+
 int32_t BlockPool::take_any() {
+  int32_t block = oldest_;
   if (!free_.empty()) {
-    const int32_t block = free_.back();
+    block = free_.back();
     free_.pop_back();
-    return block;
+  } else {
+    uncache(block);
+    forget(block);
   }
-  const int32_t block = oldest_;
-  uncache(block);
-  forget(block);
+  ++blocks_[block].generation;
+  if (!shown_generations_.empty()) shown_generations_[block].store(blocks_[block].generation);
   return block;
 }
 

@@ -10,6 +10,7 @@
 // Nothing is allocated after construction.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -30,6 +31,11 @@ class BlockPool {
   int64_t num_blocks() const { return static_cast<int64_t>(blocks_.size()); }
   int64_t available() const { return static_cast<int64_t>(free_.size()) + cached_; }
   int64_t in_use() const { return num_blocks() - available(); }
+
+  // How often a block has been taken to be written: whoever reads it from elsewhere compares.
+  uint64_t generation(int32_t block) const { return blocks_[block].generation; }
+  // From now on also told here, [num_blocks], before the block can be written.
+  void show_generations(std::span<std::atomic<uint64_t>> shown);
 
   // Extends `table` to `blocks` entries: free blocks, lowest first, then cached ones. False, and
   // nothing taken, when too few are available.
@@ -54,6 +60,7 @@ class BlockPool {
   static constexpr int32_t kNone = -1;
   struct Block {
     Content content = kNoContent, before = kNoContent;
+    uint64_t generation = 0;
     int32_t uses = 0;
     int32_t newer = kNone, older = kNone;  // among the cached
     int32_t next_in_bucket = kNone;
@@ -75,6 +82,7 @@ class BlockPool {
   int32_t newest_ = kNone, oldest_ = kNone;
   int64_t cached_ = 0;
   Content last_content_ = kNoContent;
+  std::span<std::atomic<uint64_t>> shown_generations_;
 };
 
 }  // namespace troupe::actors

@@ -6,6 +6,13 @@
 
 namespace troupe::actors {
 
+namespace {
+
+// Of one sequence that pulls what it has adopted: so much of a step is left for its tokens.
+constexpr int64_t kPulledPerStep = 4;
+
+}  // namespace
+
 DpRank::DpRank(const SchedulerLimits& limits)
     : limits_(limits), pool_(limits.blocks_per_dp_rank, key_tokens()) {}
 
@@ -31,6 +38,7 @@ static BlockPool::Content beside(BlockPool::Content content) {
 
 DpRank::Prefix DpRank::find_prefix(const Sequence& s) {
   Prefix prefix;
+  if (s.request.adopted) return prefix;  // begins with what another launch has
   BlockPool::Content content = BlockPool::kNoContent;
   int64_t windows = 0;  // blocks of sliding layers found in a row
   for (int64_t b = 0; b < shareable_blocks(s); ++b) {
@@ -84,30 +92,77 @@ int64_t DpRank::load_with(const Sequence& s) {
   return blocks;
 }
 
-bool DpRank::admit(Sequence& s) {
+// Begins with what the prefix cache has.
+void DpRank::reuse(Sequence& s) {
   take_prefix(s);
-  int64_t wanted = 0;
-  const auto add_wanted = [&](const Sequence& r) {
-    wanted += std::max<int64_t>(0, blocks_soon(r) - blocks_held(r));
-  };
-  add_wanted(s);
-  for (const Sequence* r : running_) add_wanted(*r);
-  if (wanted > pool_.available() && !running_.empty()) {
-    stop(s);
-    return false;
-  }
   s.published_blocks = static_cast<int64_t>(s.block_table.size());
   s.computed = s.published_blocks * limits_.block_size;
   s.prefill_end = static_cast<int64_t>(s.tokens.size());
+}
+
+// Begins with the blocks of another launch. What was made after them before a preemption is read
+// again like a prompt.
+void DpRank::adopt(Sequence& s) {
+  const AdoptedBlocks& adopted = *s.request.adopted;
+  s.block_table.assign(adopted.blocks.begin(), adopted.blocks.end());
+  s.foreign_begin = 0;
+  s.foreign_end = static_cast<int64_t>(adopted.blocks.size());
+  s.computed = adopted.positions;
+  s.prefill_end = static_cast<int64_t>(s.tokens.size());
+  if (s.prefill_end > s.computed + 1) return;
+  s.prefill_end = s.computed;
+  const auto usable = std::min<int64_t>(std::ssize(adopted.drafts), limits_.num_drafts);
+  s.drafts.assign(adopted.drafts.begin(), adopted.drafts.begin() + usable);
+}
+
+// Of its foreign blocks, those that it is to have copies of: all, or the partly filled one.
+int64_t DpRank::copies_left(const Sequence& s) const {
+  if (!s.request.adopted) return 0;
+  if (s.request.adopted->pull) return s.foreign_end - s.foreign_begin;
+  return s.foreign_end - std::min(s.foreign_end, s.request.adopted->positions / limits_.block_size);
+}
+
+int64_t DpRank::copies_due(const Sequence& s) const {
+  return std::min(copies_left(s), kPulledPerStep);
+}
+
+// The partly filled block first: this step writes there.
+void DpRank::copy_foreign(Sequence& s) {
+  s.copies.clear();
+  for (int64_t left = copies_due(s); left > 0; --left) {
+    const bool partly_filled = s.foreign_end * limits_.block_size > s.request.adopted->positions;
+    int32_t& entry = s.block_table[partly_filled ? --s.foreign_end : s.foreign_begin++];
+    copy_.clear();
+    TROUPE_CHECK(pool_.extend(copy_, 1));
+    s.copies.emplace_back(entry, copy_[0]);
+    entry = copy_[0];
+  }
+}
+
+bool DpRank::admit(Sequence& s) {
+  s.request.adopted ? adopt(s) : reuse(s);
+  int64_t wanted = 0;
+  const auto add_wanted = [&](const Sequence& r) {
+    wanted += std::max<int64_t>(0, blocks_soon(r) - blocks_held(r)) + copies_left(r);
+  };
+  add_wanted(s);
+  for (const Sequence* r : running_) add_wanted(*r);
+  if (wanted > pool_.available() && !(running_.empty() && held_ == 0)) {
+    stop(s);
+    return false;
+  }
   s.running = true;
   running_.push_back(&s);
   return true;
 }
 
 void DpRank::stop(Sequence& s) {
+  std::erase_if(s.block_table, [&](int32_t block) { return block >= pool_.num_blocks(); });
   pool_.release(s.window_table);
   pool_.release(s.block_table);
   s.window_begin = 0;
+  s.foreign_begin = s.foreign_end = 0;
+  s.copies.clear();
   s.drafts.clear();
   s.computed = 0;
   s.published_blocks = 0;
@@ -151,6 +206,7 @@ int64_t DpRank::blocks_missing() const {
     const int64_t blocks = limits_.blocks_of(slots(*s));
     missing += std::max<int64_t>(0, blocks - std::ssize(s->block_table));
     if (limits_.window > 0) missing += std::max<int64_t>(0, blocks - std::ssize(s->window_table));
+    missing += copies_due(*s);
   }
   return missing;
 }
@@ -167,7 +223,7 @@ void DpRank::leave_windows() {
 }
 
 void DpRank::preempt_cheapest() {
-  TROUPE_CHECK(running_.size() > 1, "{} blocks do not suffice for one sequence",
+  TROUPE_CHECK(running_.size() > 1 || held_ > 0, "{} blocks do not suffice for one sequence",
                pool_.num_blocks());
   const auto dearer = [](const Sequence* a, const Sequence* b) {
     return a->computed != b->computed ? a->computed < b->computed : a->id > b->id;
@@ -189,10 +245,13 @@ void DpRank::plan_step(int draft_steps) {
     const int64_t blocks = limits_.blocks_of(slots(*s));
     TROUPE_CHECK(pool_.extend(s->block_table, blocks));
     if (limits_.window > 0) TROUPE_CHECK(pool_.extend(s->window_table, blocks));
+    copy_foreign(*s);
   }
 }
 
 void DpRank::publish(Sequence& s) {
+  if (s.foreign_begin < s.foreign_end) return;  // others look for it where it lies
+  s.let_go_of_adopted();
   const int64_t known = std::min(s.computed, static_cast<int64_t>(s.tokens.size()));
   for (int64_t b = s.published_blocks; (b + 1) * limits_.block_size <= known; ++b) {
     if (b * limits_.block_size + key_tokens() > static_cast<int64_t>(s.tokens.size())) return;
@@ -206,10 +265,33 @@ void DpRank::publish(Sequence& s) {
 void DpRank::remove_ended(std::vector<Sequence*>& ended) {
   std::erase_if(running_, [&](Sequence* s) {
     if (!s->ended()) return false;
-    stop(*s);
+    if (s->request.hold && !s->released && s->completion.reason == FinishReason::kLength)
+      hold(*s);
+    else
+      stop(*s);
+    s->let_go_of_adopted();
     ended.push_back(s);
     return true;
   });
+}
+
+// Only the blocks of its rows: MTP may have written past them.
+void DpRank::hold(Sequence& s) {
+  const auto used = static_cast<size_t>(limits_.blocks_of(s.computed));
+  std::vector<int32_t> rest(s.block_table.begin() + static_cast<int64_t>(used),
+                            s.block_table.end());
+  pool_.release(rest);
+  s.block_table.resize(used);
+  s.running = false;
+  s.held = true;
+  ++held_;
+}
+
+void DpRank::release_held(Sequence& s) {
+  TROUPE_CHECK(s.held, "request {}", s.id);
+  stop(s);
+  s.held = false;
+  --held_;
 }
 
 }  // namespace troupe::actors

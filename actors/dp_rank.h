@@ -12,6 +12,10 @@
 // a block is block_size positions of either kind of layers. What lies behind the window is given
 // back before each step. A prefix can be reused if the blocks of the other layers are there from
 // its beginning, and those of the sliding layers over its last window.
+//
+// A sequence may begin with blocks of another launch (AdoptedBlocks): ids past those of the pool,
+// read but never written, taken or given back here. One that is to be held when it ends keeps its
+// blocks until release_held(): then they are used by nobody else, and fewer sequences find room.
 #pragma once
 
 #include <vector>
@@ -44,7 +48,12 @@ class DpRank {
   // Takes the sequences that have ended out and appends them to `ended`.
   void remove_ended(std::vector<Sequence*>& ended);
 
+  // Gives back the blocks of a sequence that was held.
+  void release_held(Sequence& s);
+  int held() const { return held_; }  // sequences
+
   const BlockPool& pool() const { return pool_; }
+  BlockPool& pool() { return pool_; }
   int running() const { return static_cast<int>(running_.size()); }
 
  private:
@@ -62,7 +71,13 @@ class DpRank {
   static int64_t blocks_held(const Sequence& s);
   int64_t slots(const Sequence& s) const;
   void leave_windows();
+  void reuse(Sequence& s);
+  void adopt(Sequence& s);
+  int64_t copies_left(const Sequence& s) const;
+  int64_t copies_due(const Sequence& s) const;
+  void copy_foreign(Sequence& s);
   void stop(Sequence& s);
+  void hold(Sequence& s);
   void share_out();
   int64_t blocks_missing() const;
   void preempt_cheapest();
@@ -73,6 +88,8 @@ class DpRank {
   int rows_ = 0;
   int draft_steps_ = 0;
   bool has_prefill_ = false;
+  int held_ = 0;
+  std::vector<int32_t> copy_;  // the block that a copy goes to
 };
 
 }  // namespace troupe::actors

@@ -1,5 +1,6 @@
 #include "actors/rank.h"
 
+#include <fcntl.h>
 #include <sched.h>
 #include <unistd.h>
 
@@ -25,7 +26,6 @@ using std::chrono::steady_clock;
 constexpr milliseconds kLaunchTimeout{
     60'000};  // for the first message; the ranks' own limits follow
 constexpr milliseconds kProgressInterval{50};
-constexpr size_t kPage = 4096;
 
 // One rank's messages with its launcher.
 class LauncherLink {
@@ -151,9 +151,8 @@ class RankProcess {
     communicator_->enter_step(comm::Stage::kLoading, 0);
     const auto started = steady_clock::now();
     load_weights();
-    const size_t section = kv_section_bytes(kv_shape_);
-    kv_memory_ =
-        Mapping(descriptors_.kv_cache, section, Mapping::Access::kReadWrite, rank_ * section);
+    kv_space_ = KvSpace(kv_shape_, launch_.kv_foreign_blocks, descriptors_.kv_cache,
+                        rank_ * kv_section_bytes(kv_shape_));
     const auto observed = ObservationShape::of(launch_.observe, launch_.max_rows, config_);
     observation_memory_ = Mapping(descriptors_.observation, observed.bytes(),
                                   Mapping::Access::kReadWrite, rank_ * observed.bytes());
@@ -195,7 +194,7 @@ class RankProcess {
                               .weights = weights_.weights,
                               .communicator = *communicator_,
                               .workspace = workspace_,
-                              .kv_cache = layers::KvCache(kv_shape_, kv_memory_.data()),
+                              .kv_cache = kv_space_.cache(),
                               .observation = Observation(observed, observation_memory_.data()),
                               .rounding = launch_.dtype == msg::DataType::Bfloat16
                                               ? layers::Rounding::kBf16
@@ -224,6 +223,10 @@ class RankProcess {
       const msg::Envelope& envelope = link_.receive(std::chrono::hours(24 * 365));
       idle.end();
       if (envelope.body_type() == msg::Body::Shutdown) return;
+      if (const auto* map = envelope.body_as_MapKv()) {
+        map_kv(*map);
+        continue;
+      }
       const auto* plan = envelope.body_as_StepPlan();
       if (plan == nullptr)
         throw_rank_error("rank {}: expected StepPlan, got {}", rank_,
@@ -241,6 +244,19 @@ class RankProcess {
                                  rows_of(*plan));
       actors_->run_step(envelope);
     }
+  }
+
+  // The launcher's descriptors are those of our parent, whose process we may look at.
+  void map_kv(const msg::MapKv& map) {
+    Fd file;
+    if (map.descriptor() >= 0) {
+      const auto path = fmt::format("/proc/{}/fd/{}", ::getppid(), map.descriptor());
+      file = Fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+      if (!file) throw_rank_error("rank {}: {}", rank_, errno_text(("open of " + path).c_str()));
+    }
+    kv_space_.map(map.first_block(), map.blocks(), file.get(), map.offset());
+    flatbuffers::FlatBufferBuilder b;
+    link_.send(b, msg::CreateKvMapped(b, map.number()));
   }
 
   void say_goodbye() {
@@ -278,7 +294,8 @@ class RankProcess {
   std::optional<model::ParallelLayout> layout_;
   model::WeightOptions options_;
   layers::KvCacheShape kv_shape_;
-  Mapping shared_weights_, kv_memory_, observation_memory_;
+  Mapping shared_weights_, observation_memory_;
+  KvSpace kv_space_;
   model::WeightLoader::Loaded weights_;
 
   std::optional<layers::Team> team_;
@@ -391,10 +408,6 @@ MoeOptions moe_options(const msg::LaunchT& launch) {
           .double_routing = launch.moe_double_routing,
           .int8_payload = launch.moe_int8_payload,
           .force_eplb = launch.force_eplb};
-}
-
-size_t kv_section_bytes(const layers::KvCacheShape& shape) {
-  return (shape.bytes() + kPage - 1) / kPage * kPage;
 }
 
 int run_rank(int rank, const std::string& launcher_address, const RankDescriptors& descriptors) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <string>
 
+#include "actors/kv_space.h"
 #include "actors/messages/message_generated.h"
 #include "actors/rank_context.h"
 #include "comm/process_group.h"
@@ -23,7 +24,6 @@ layers::KvCacheShape kv_cache_shape(const msg::LaunchT& launch, const model::Mod
 comm::TraceShape trace_shape(const msg::LaunchT& launch, const model::ModelConfig& config);
 MoeOptions moe_options(const msg::LaunchT& launch);
 ExecutionOptions execution_options(const msg::LaunchT& launch);
-size_t kv_section_bytes(const layers::KvCacheShape& shape);  // of one rank, whole pages
 
 // Who drives a rank's exchanges, and whether it spins when it waits. For a process that has not
 // been pinned yet.

@@ -3,11 +3,25 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <set>
 #include <utility>
 #include <vector>
 
 namespace troupe::actors {
+
+// What another launch has computed of a request: the rows of its prompt, in blocks that this one
+// may read (actors/kv_space.h), and the first token of its answer.
+struct AdoptedBlocks {
+  std::vector<int32_t> blocks;  // ids of foreign blocks, in order of position
+  int64_t positions = 0;        // that they hold: those of the prompt
+  int32_t first_token = 0;
+  std::vector<int32_t> drafts;  // guesses for what follows it; may be none
+  // All of them are copied into own blocks, some each step; else only the last one is, if answers
+  // would be written there, and the others are read where they lie for as long as the request runs.
+  bool pull = false;
+  std::function<void()> let_go = {};  // called once, when no step reads the foreign blocks any more
+};
 
 struct Request {
   std::vector<int32_t> prompt;  // at least one token
@@ -28,6 +42,9 @@ struct Request {
   int top_log_probs = -1;  // 0 .. kMaxTopLogProbs: with each token its log-probability and that of
                            // so many best tokens; -1: none
   uint8_t observe = 0;     // msg::Observe bits
+  // Its blocks stay in use when it has ended by its length, until it is released.
+  bool hold = false;
+  std::optional<AdoptedBlocks> adopted = {};
 
   bool penalises() const {
     return repetition_penalty != 1 || presence_penalty != 0 || frequency_penalty != 0;

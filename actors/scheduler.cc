@@ -80,6 +80,7 @@ int Scheduler::submit(Request request) {
   sequence->drafts.reserve(limits_.num_drafts);
   if (request.penalises())
     for (const int32_t token : request.prompt) sequence->count_token(token, 0);
+  if (request.adopted) take_first_token(*sequence, request);
   sequence->request = std::move(request);
   waiting_.push_back(sequence.get());
   const int id = sequence->id;
@@ -87,10 +88,27 @@ int Scheduler::submit(Request request) {
   return id;
 }
 
+// Of what another launch has begun.
+void Scheduler::take_first_token(Sequence& s, const Request& request) const {
+  const AdoptedBlocks& adopted = *request.adopted;
+  TROUPE_CHECK(
+      adopted.positions == std::ssize(request.prompt) &&
+          limits_.blocks_of(adopted.positions) == std::ssize(adopted.blocks) &&
+          std::ranges::all_of(adopted.blocks,
+                              [&](int32_t block) { return block >= limits_.blocks_per_dp_rank; }),
+      "{} blocks for {} positions of {}", adopted.blocks.size(), adopted.positions,
+      request.prompt.size());
+  s.tokens.push_back(adopted.first_token);
+  s.completion.tokens.push_back(adopted.first_token);
+  s.copies.reserve(adopted.blocks.size());
+  if (request.penalises()) s.count_token(adopted.first_token, 1);
+}
+
 void Scheduler::cancel(int id) {
   Sequence& s = *sequences_.at(id);
   if (s.ended()) return;
   s.completion.reason = FinishReason::kCancelled;
+  if (!s.running) s.let_go_of_adopted();
   std::erase(waiting_, &s);  // one that runs leaves at the end of its step
   on_tokens_(id, {}, FinishReason::kCancelled);
 }
@@ -98,8 +116,26 @@ void Scheduler::cancel(int id) {
 void Scheduler::release(int id) {
   Sequence& s = *sequences_.at(id);
   TROUPE_CHECK(s.ended(), "request {}", id);
+  if (s.held) dp_ranks_[s.dp_rank].release_held(s);
   s.released = true;
   if (!s.running) sequences_.erase(id);
+}
+
+std::optional<HeldBlocks> Scheduler::held(int id) const {
+  const Sequence& s = *sequences_.at(id);
+  if (!s.held) return std::nullopt;
+  HeldBlocks held{.dp_rank = s.dp_rank,
+                  .positions = s.computed,
+                  .blocks = s.block_table,
+                  .generations = {},
+                  .drafts = s.drafts};
+  for (const int32_t block : s.block_table)
+    held.generations.push_back(dp_ranks_[s.dp_rank].pool().generation(block));
+  return held;
+}
+
+void Scheduler::show_generations(int dp_rank, std::span<std::atomic<uint64_t>> shown) {
+  dp_ranks_[dp_rank].pool().show_generations(shown);
 }
 
 bool Scheduler::step_under_way() const {
@@ -117,6 +153,7 @@ SchedulerState Scheduler::state() const {
   for (int d = 0; d < limits_.dp_size(); ++d) {
     state.blocks_in_use += dp_rank_state(d).blocks_in_use;
     state.blocks += dp_rank_state(d).blocks;
+    state.held += dp_rank_state(d).held;
   }
   return state;
 }
@@ -126,7 +163,8 @@ SchedulerState Scheduler::dp_rank_state(int dp_rank) const {
   return {.waiting = 0,
           .running = d.running(),
           .blocks_in_use = d.pool().in_use(),
-          .blocks = d.pool().num_blocks()};
+          .blocks = d.pool().num_blocks(),
+          .held = d.held()};
 }
 
 // ---- a step -------------------------------------------------------------------------------------
@@ -145,6 +183,7 @@ bool Scheduler::admit_first() {
     least = load;
   }
   if (best == nullptr || !best->admit(s)) return false;
+  s.dp_rank = static_cast<int>(best - dp_ranks_.data());
   waiting_.pop_front();
   ++num_running_;
   statistics_.admitted_tokens += std::ssize(s.tokens);
@@ -222,6 +261,8 @@ flatbuffers::Offset<msg::SequencePlan> Scheduler::sequence_plan(const Sequence& 
   const auto table = b.CreateVector(s.block_table);
   flatbuffers::Offset<flatbuffers::Vector<int32_t>> window_table;
   if (limits_.window > 0) window_table = b.CreateVector(s.window_table);
+  flatbuffers::Offset<flatbuffers::Vector<const msg::BlockCopy*>> copies;
+  if (!s.copies.empty()) copies = b.CreateVectorOfStructs(s.copies);
   flatbuffers::Offset<flatbuffers::Vector<const msg::TokenCount*>> seen;
   flatbuffers::Offset<flatbuffers::Vector<const msg::TokenBias*>> bias;
   if (s.sample && !s.seen.empty()) seen = b.CreateVectorOfStructs(s.seen);
@@ -232,7 +273,8 @@ flatbuffers::Offset<msg::SequencePlan> Scheduler::sequence_plan(const Sequence& 
         });
   return msg::CreateSequencePlan(
       b, static_cast<uint32_t>(s.id), static_cast<int32_t>(s.first), tokens, s.num_drafts, s.sample,
-      s.sample ? -1 : s.tokens[s.first + s.count], table, &sampling, seen, bias, window_table);
+      s.sample ? -1 : s.tokens[s.first + s.count], table, &sampling, seen, bias, window_table,
+      copies);
 }
 
 void Scheduler::send_plans() {

@@ -16,6 +16,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -51,6 +52,16 @@ struct StepStatistics {
 struct SchedulerState {
   int waiting = 0, running = 0;
   int64_t blocks_in_use = 0, blocks = 0;  // of all data-parallel ranks
+  int held = 0;                           // requests that have ended, whose blocks are in use
+};
+
+// A request that has ended and is held (Request::hold).
+struct HeldBlocks {
+  int dp_rank = 0;
+  int64_t positions = 0;  // whose rows lie in the blocks
+  std::vector<int32_t> blocks;
+  std::vector<uint64_t> generations;  // BlockPool::generation
+  std::vector<int32_t> drafts;        // guesses for what follows the answer's one token
 };
 
 class Scheduler final : public Actor {
@@ -73,8 +84,12 @@ class Scheduler final : public Actor {
   int submit(Request request);
   // Ends a request, unless it has ended: nothing of it is said after FinishReason::kCancelled.
   void cancel(int id);
-  // Forgets a request that has ended.
+  // Forgets a request that has ended, and gives back the blocks that it holds.
   void release(int id);
+  // Of a request that is held, once the step that ended it is over on every rank.
+  std::optional<HeldBlocks> held(int id) const;
+  // BlockPool::show_generations() of a data-parallel rank; before there are requests.
+  void show_generations(int dp_rank, std::span<std::atomic<uint64_t>> shown);
   // Plans a step when none is under way and there is something to do.
   void advance();
   bool finished() const;  // every request has ended and no step is under way
@@ -90,6 +105,7 @@ class Scheduler final : public Actor {
   class OwnTime;
   void on(const msg::StepDone& done, int from_rank) override;
 
+  void take_first_token(Sequence& s, const Request& request) const;
   void admit();
   bool admit_first();
   void plan_next();

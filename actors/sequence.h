@@ -32,7 +32,11 @@ struct Sequence {
   int64_t prefill_end = 0;                             // tokens known when it was admitted
   int64_t published_blocks = 0;                        // of the table, in the prefix cache
   BlockPool::Content content = BlockPool::kNoContent;  // of the last published one
+  // Entries [foreign_begin, foreign_end) of the table are blocks of request.adopted.
+  int64_t foreign_begin = 0, foreign_end = 0;
+  int dp_rank = 0;
   bool running = false;
+  bool held = false;      // it has ended, its blocks are in use
   bool released = false;  // to be forgotten once it no longer runs
 
   // This step's share: tokens [first, first + count), the last num_drafts of them drafts.
@@ -40,12 +44,20 @@ struct Sequence {
   int count = 0;
   int num_drafts = 0;
   bool sample = false;
+  std::vector<msg::BlockCopy> copies;  // from foreign blocks to own ones
 
   bool in_prefill() const { return computed < prefill_end; }
   bool ended() const { return completion.reason != FinishReason::kNone; }
   bool cancelled() const { return completion.reason == FinishReason::kCancelled; }
   double age_s() const {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - submitted).count();
+  }
+  // No step will read what it has adopted.
+  void let_go_of_adopted() {
+    if (!request.adopted) return;
+    const auto tell = std::move(request.adopted->let_go);
+    request.adopted.reset();
+    if (tell) tell();
   }
   // `of_answer` 0 for a token of the prompt, 1 for one of the answer.
   void count_token(int32_t token, int of_answer) {

@@ -40,6 +40,29 @@ Mapping Mapping::anonymous(size_t bytes, Pages pages) {
   return mapping;
 }
 
+Mapping Mapping::reserve(size_t bytes) {
+  Mapping mapping;
+  if (bytes == 0) return mapping;
+  void* address =
+      ::mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (address == MAP_FAILED) throw std::runtime_error(errno_text("mmap"));
+  mapping.data_ = static_cast<std::byte*>(address);
+  mapping.bytes_ = bytes;
+  return mapping;
+}
+
+void Mapping::put(size_t at, size_t bytes, Access access, int fd, size_t offset) const {
+  TROUPE_CHECK(at <= bytes_ && bytes <= bytes_ - at, "{} bytes at {} of {}", bytes, at, bytes_);
+  if (bytes == 0) return;
+  const int protection = fd < 0                        ? PROT_NONE
+                         : access == Access::kReadOnly ? PROT_READ
+                                                       : PROT_READ | PROT_WRITE;
+  const int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED;
+  if (::mmap(data_ + at, bytes, protection, flags | MAP_FIXED, fd, static_cast<off_t>(offset)) ==
+      MAP_FAILED)
+    throw std::runtime_error(errno_text("mmap"));
+}
+
 Mapping& Mapping::operator=(Mapping&& other) noexcept {
   if (this != &other) {
     if (data_ != nullptr) ::munmap(data_, bytes_);

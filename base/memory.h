@@ -36,6 +36,12 @@ class Mapping {
   // memory then grows in steps of 2 MiB; a system without them gives normal ones.
   enum class Pages { kNormal, kHuge };
   static Mapping anonymous(size_t bytes, Pages pages = Pages::kNormal);
+  // Addresses without memory; put() gives parts of them some. No limit of memory counts them, that
+  // of addresses (RLIMIT_AS) does.
+  static Mapping reserve(size_t bytes);
+  // [at, at + bytes) of this range, whole pages, becomes [offset, + bytes) of `fd`, shared; with -1
+  // it is without memory again. Throws std::runtime_error with the errno text.
+  void put(size_t at, size_t bytes, Access access, int fd, size_t offset) const;
 
   Mapping(Mapping&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}

@@ -19,6 +19,7 @@ inline constexpr int kDefaultPrefillTokens = 512;  // prompt tokens per rank and
 struct Load {
   int64_t longest_prompt = 1;
   int64_t longest_sequence = 1;  // with the tokens it generates
+  bool adopts = false;           // requests may have blocks of other launches
 };
 Load load_of(const std::vector<actors::Request>& requests, const model::ModelConfig& model);
 

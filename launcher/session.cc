@@ -2,6 +2,7 @@
 
 #include <fstream>
 
+#include "actors/rank.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "launcher/config_text.h"
@@ -19,6 +20,14 @@ void write_config(const Config& config) {
   file << config_text(config);
   file.close();
   if (!file) throw_user_error("--log-dir: {} cannot be written", path.string());
+}
+
+msg::LaunchT launch_of(const Config& config, const model::ModelConfig& model,
+                       const actors::SchedulerLimits& limits, const Load& load, uint8_t observe) {
+  msg::LaunchT launch = describe_launch(config, limits, observe);
+  if (load.adopts)
+    launch.kv_foreign_blocks = actors::most_foreign_blocks(actors::kv_cache_shape(launch, model));
+  return launch;
 }
 
 const char* reason_text(actors::FinishReason reason) {
@@ -59,7 +68,7 @@ Session::Session(const Config& config, const model::ModelConfig& model, const Lo
           }) {
   write_config(config);
   world_.emplace(
-      describe_launch(config, limits_, observe), model,
+      launch_of(config, model, limits_, load, observe), model,
       WorldPaths{.dump = config.runtime.dump_dir, .trace = config.trace_dir},
       World::Callbacks{
           .on_step_done = [this](const msg::Envelope& envelope) { mailbox_.deliver(envelope); },

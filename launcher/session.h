@@ -50,6 +50,15 @@ class Session {
   const actors::Completion& completion(int id) const { return scheduler_.completion(id); }
   // Forgets a request that has ended, so that a session's memory does not grow for ever.
   void release(int id) { scheduler_.release(id); }
+  // As actors::Scheduler has them, of requests that are to hold their blocks.
+  std::optional<actors::HeldBlocks> held(int id) const { return scheduler_.held(id); }
+  void show_generations(int dp_rank, std::span<std::atomic<uint64_t>> shown) {
+    scheduler_.show_generations(dp_rank, shown);
+  }
+  // As World has them: for the blocks that launches read of each other.
+  int kv_file() const { return world_->kv_file(); }
+  const layers::KvCacheShape& kv_shape() const { return world_->kv_shape(); }
+  void map_kv(const ForeignSection& section, Fd file) { world_->map_kv(section, std::move(file)); }
   bool idle() const { return scheduler_.finished(); }  // every request has ended, no step runs
 
   // The errors of World::poll. Waits at most `timeout` for something to happen, then handles it.

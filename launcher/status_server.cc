@@ -5,7 +5,6 @@
 #include <spdlog/spdlog.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <array>
@@ -14,6 +13,7 @@
 #include <fstream>
 
 #include "base/error.h"
+#include "comm/local_socket.h"
 
 namespace troupe::launcher {
 namespace {
@@ -24,42 +24,12 @@ constexpr int kAnswerTimeoutMs = 5000;
 
 std::string name_prefix() { return fmt::format("troupe-status-{}-", ::geteuid()); }
 
-// A leading zero byte makes it an abstract name; its length is part of the name.
-socklen_t set_address(sockaddr_un& address, const std::string& name) {
-  address = {};
-  address.sun_family = AF_UNIX;
-  TROUPE_CHECK(name.size() + 1 < sizeof(address.sun_path), "{}", name);
-  std::memcpy(address.sun_path + 1, name.data(), name.size());
-  return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
-}
-
-Fd make_socket() {
-  Fd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  if (!fd) throw std::runtime_error(errno_text("socket"));
-  return fd;
-}
-
 Fd listen_somewhere() {
   for (int i = 0; i < kMostLaunches; ++i) {
-    Fd fd = make_socket();
-    sockaddr_un address;
-    const socklen_t length =
-        set_address(address, fmt::format("{}{}-{}", name_prefix(), ::getpid(), i));
-    if (::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), length) == 0) {
-      if (::listen(fd.get(), 8) != 0) throw std::runtime_error(errno_text("listen"));
-      return fd;
-    }
-    if (errno != EADDRINUSE) break;
+    const std::string name = fmt::format("{}{}-{}", name_prefix(), ::getpid(), i);
+    if (Fd fd = comm::listen_local(name, SOCK_SEQPACKET)) return fd;
   }
-  throw std::runtime_error(errno_text("bind"));
-}
-
-ucred peer_of(int fd) {
-  ucred peer{};
-  socklen_t length = sizeof(peer);
-  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0)
-    throw std::runtime_error(errno_text("getsockopt(SO_PEERCRED)"));
-  return peer;
+  throw std::runtime_error("this process has too many launches");
 }
 
 }  // namespace
@@ -102,7 +72,7 @@ void StatusServer::serve() const {
 
 // Never waits for the other side: what does not fit its buffer is not sent.
 void StatusServer::answer(int connection) const {
-  const uid_t uid = peer_of(connection).uid;
+  const uid_t uid = comm::peer_uid(connection);
   if (uid != ::geteuid() && uid != 0) return;
   iovec text{const_cast<char*>(description_.data()), description_.size()};
   alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
@@ -136,15 +106,11 @@ std::vector<LaunchAddress> find_launches() {
 }
 
 LaunchDescription ask_launch(const LaunchAddress& address) {
-  const Fd fd = make_socket();
-  sockaddr_un name;
-  const socklen_t length = set_address(name, address.name);
-  if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&name), length) != 0)
-    throw_user_error("launch {} has just ended ({})", address.pid, errno_text("connect"));
-  const ucred peer = peer_of(fd.get());
-  if (peer.uid != ::geteuid())
+  const Fd fd = comm::connect_local(address.name, SOCK_SEQPACKET);
+  if (!fd) throw_user_error("launch {} has just ended ({})", address.pid, errno_text("connect"));
+  if (const uid_t uid = comm::peer_uid(fd.get()); uid != ::geteuid())
     throw_user_error("launch {} is a process of user {}, who pretends to be this one", address.pid,
-                     peer.uid);
+                     uid);
 
   std::string text(kMostDescriptionBytes, '\0');
   iovec buffer{text.data(), text.size()};

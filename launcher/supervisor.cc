@@ -209,12 +209,15 @@ std::vector<RankExit> Supervisor::stop_all(std::chrono::milliseconds grace) {
   return exits;
 }
 
-void enter_rank_process(int rank, int launcher_pid) {
+void die_with_parent(int parent_pid, const std::string& who) {
   if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) throw RankError(errno_text("prctl(PR_SET_PDEATHSIG)"));
   // Had it died before that call, no signal would ever come.
-  if (getppid() != launcher_pid) {
-    throw_rank_error("rank {}: the launcher (process {}) is gone", rank, launcher_pid);
-  }
+  if (getppid() != parent_pid)
+    throw_rank_error("{}: the launcher (process {}) is gone", who, parent_pid);
+}
+
+void enter_rank_process(int rank, int launcher_pid) {
+  die_with_parent(launcher_pid, fmt::format("rank {}", rank));
   std::signal(SIGINT, SIG_IGN);
   std::signal(SIGPIPE, SIG_IGN);
   prctl(PR_SET_NAME, fmt::format("troupe-rank{}", rank).c_str());

@@ -69,5 +69,7 @@ class Supervisor {
 // still its parent (it may have died before), ignores SIGINT and SIGPIPE, names itself
 // ("troupe-rank3"). Throws RankError when the launcher is gone.
 void enter_rank_process(int rank, int launcher_pid);
+// The first two of these, for any child; RankError names it as `who`.
+void die_with_parent(int parent_pid, const std::string& who);
 
 }  // namespace troupe::launcher

@@ -4,7 +4,6 @@
 #include <spdlog/spdlog.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -24,6 +23,7 @@
 #include "launcher/machine_facts.h"
 #include "launcher/progress.h"
 #include "launcher/rank_memory.h"
+#include "launcher/signal_reader.h"
 #include "launcher/status_server.h"
 #include "launcher/supervisor.h"
 #include "launcher/trace_files.h"
@@ -41,32 +41,6 @@ constexpr milliseconds kLastWordsGrace{1000};  // for messages of a rank that ha
 constexpr milliseconds kStallGrace{300};       // for ranks to name a missing one themselves
 constexpr milliseconds kAbortGrace{500};       // for ranks to end once aborted
 constexpr milliseconds kShutdownGrace{5000};
-
-// Signals that end the launch arrive as data on a descriptor while this lives.
-class SignalReader {
- public:
-  SignalReader() {
-    sigemptyset(&signals_);
-    for (const int signal : {SIGINT, SIGTERM, SIGHUP}) sigaddset(&signals_, signal);
-    ::sigprocmask(SIG_BLOCK, &signals_, &previous_);
-    fd_ = Fd(::signalfd(-1, &signals_, SFD_CLOEXEC | SFD_NONBLOCK));
-    if (!fd_) throw std::runtime_error(errno_text("signalfd"));
-  }
-  ~SignalReader() { ::sigprocmask(SIG_SETMASK, &previous_, nullptr); }
-  SignalReader(const SignalReader&) = delete;
-  SignalReader& operator=(const SignalReader&) = delete;
-
-  int fd() const { return fd_.get(); }
-  int take() const {  // the number of a signal that has arrived, else 0
-    signalfd_siginfo info;
-    return ::read(fd_.get(), &info, sizeof(info)) == sizeof(info) ? static_cast<int>(info.ssi_signo)
-                                                                  : 0;
-  }
-
- private:
-  sigset_t signals_, previous_;
-  Fd fd_;
-};
 
 // Everything that can end a wait, as one descriptor.
 class EventSet {
@@ -114,6 +88,7 @@ class World::Impl {
         paths_(std::move(paths)),
         observation_shape_(actors::ObservationShape::of(launch_.observe, launch_.max_rows, model)),
         callbacks_(std::move(callbacks)),
+        kv_shape_(actors::kv_cache_shape(launch_, model)),
         ranks_(launch_.world_size) {
     if (launch_.traced) make_trace_directory(paths_.trace);
     create_shared_memory_for(model);
@@ -157,6 +132,20 @@ class World::Impl {
     if (kv_memory_.data() == nullptr)
       kv_memory_ = Mapping(kv_fd_.get(), section * world_size(), Mapping::Access::kReadOnly);
     return {kv_shape_, kv_memory_.data() + rank * section};
+  }
+
+  int kv_file() const { return kv_fd_.get(); }
+  const layers::KvCacheShape& kv_shape() const { return kv_shape_; }
+
+  void map_kv(const ForeignSection& section, Fd file) {
+    const uint64_t number = ++mappings_;
+    for (int rank = 0; rank < world_size(); ++rank) {
+      flatbuffers::FlatBufferBuilder b;
+      send(rank, b,
+           msg::CreateMapKv(b, number, section.first_block, section.blocks, file.get(),
+                            file ? section.offset(rank) : 0));
+    }
+    if (file) mapped_files_[number] = {std::move(file), world_size()};
   }
 
   std::vector<RankStatus> rank_status() const {
@@ -227,6 +216,11 @@ class World::Impl {
     bool gone = false;  // said Goodbye
   };
 
+  struct MappedFile {  // open until every rank has opened it
+    Fd file;
+    int ranks_due = 0;
+  };
+
   int world_size() const { return launch_.world_size; }
 
   void record() {
@@ -251,7 +245,6 @@ class World::Impl {
     launch_.shared_weight_bytes = loader.shared_bytes();
     arena_.emplace(comm::Arena::create(arena));
     weights_fd_ = create_shared_memory("troupe-weights", loader.shared_bytes());
-    kv_shape_ = actors::kv_cache_shape(launch_, model);
     const size_t kv_section = actors::kv_section_bytes(kv_shape_);
     kv_fd_ = create_shared_memory("troupe-kv", kv_section * world_size());
     const size_t observed = observation_shape_.bytes() * world_size();
@@ -269,7 +262,8 @@ class World::Impl {
         .arena = arena.bytes(),
         .weights = weights + loader.shared_bytes(),
         .weight_files = loader.mapped_bytes(),
-        .buffers = actors::kv_section_bytes(actors::kv_cache_shape(launch_, model)) +
+        .buffers = actors::kv_section_bytes(kv_shape_) +
+                   launch_.kv_foreign_blocks * kv_shape_.stride_bytes() +
                    observation_shape_.bytes() +
                    workspace_bytes(model, layout, launch_.max_rows, launch_.max_sequences,
                                    launch_.max_drafts),
@@ -353,6 +347,11 @@ class World::Impl {
     if (envelope.body_as_StepDone() != nullptr) {
       --words_due_;
       return callbacks_.on_step_done(envelope);
+    }
+    if (const auto* mapped = envelope.body_as_KvMapped()) {
+      const auto file = mapped_files_.find(mapped->number());
+      if (file != mapped_files_.end() && --file->second.ranks_due == 0) mapped_files_.erase(file);
+      return;
     }
     fail_with(failure_of_words(
         view(), rank,
@@ -463,18 +462,20 @@ class World::Impl {
   std::optional<uint64_t> oom_kills_at_start_ = kernel_oom_kills();
   actors::ObservationShape observation_shape_;
   Callbacks callbacks_;
+  layers::KvCacheShape kv_shape_;
   std::optional<comm::Arena> arena_;
   std::optional<comm::Trace> trace_;
   uint32_t recordings_ = 0;  // begun
   Fd weights_fd_, kv_fd_, observation_fd_;
   Mapping observation_memory_;
-  layers::KvCacheShape kv_shape_;
   Mapping kv_memory_;  // once somebody has asked
   EventSet events_;
   std::optional<comm::LauncherEndpoint> endpoint_;
   Supervisor supervisor_;
   std::optional<StatusServer> status_server_;
   std::vector<RankView> ranks_;
+  uint64_t mappings_ = 0;
+  std::map<uint64_t, MappedFile> mapped_files_;
   ProgressBar progress_{"loading weights"};
   std::vector<RankFigures> figures_;
   double load_s_ = 0;
@@ -505,6 +506,11 @@ void World::start_trace(const std::filesystem::path& directory) { impl_->start_t
 std::filesystem::path World::finish_trace() { return impl_->finish_trace(); }
 void World::drop_trace() { impl_->drop_trace(); }
 void World::wake() { impl_->wake(); }
+int World::kv_file() const { return impl_->kv_file(); }
+const layers::KvCacheShape& World::kv_shape() const { return impl_->kv_shape(); }
+void World::map_kv(const ForeignSection& section, Fd file) {
+  impl_->map_kv(section, std::move(file));
+}
 void World::publish(const comm::LaunchFigures& figures) { impl_->publish(figures); }
 std::vector<RankFigures> World::shut_down() { return impl_->shut_down(); }
 

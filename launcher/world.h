@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "actors/kv_space.h"
 #include "actors/messages/message_generated.h"
 #include "actors/observation.h"
 #include "base/error.h"
@@ -69,6 +70,12 @@ struct WorldPaths {
   std::filesystem::path trace;  // however it ends, if launch.traced
 };
 
+// KV sections of another launch's ranks, to be read at [first_block, +blocks) (actors/kv_space.h).
+struct ForeignSection {
+  int64_t first_block = 0, blocks = 0;
+  std::function<uint64_t(int rank)> offset;  // in the file: what this launch's `rank` reads
+};
+
 class World {
  public:
   struct Callbacks {
@@ -110,6 +117,13 @@ class World {
   std::filesystem::path finish_trace();  // where it has been written
   void drop_trace();
   void wake();  // makes poll() return, now or the next time it is called; from any thread
+
+  // The KV sections of all ranks, one after the other, kv_section_bytes() each.
+  int kv_file() const;
+  const layers::KvCacheShape& kv_shape() const;
+  // Every rank maps its section of `file`, before any plan that is sent from now on; no file: what
+  // it has mapped there goes. For a launch with kv_foreign_blocks.
+  void map_kv(const ForeignSection& section, Fd file);
 
   // For those who look on (`troupe status`).
   void publish(const comm::LaunchFigures& figures);

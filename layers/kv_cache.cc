@@ -25,8 +25,8 @@ size_t KvCacheShape::row_bytes() const {
 
 std::byte* KvCache::block(int layer, int64_t block) const {
   TROUPE_CHECK(layer >= 0 && layer < shape_.num_layers, "layer {} of {}", layer, shape_.num_layers);
-  TROUPE_CHECK(block >= 0 && block < shape_.num_blocks, "block {} of {}", block, shape_.num_blocks);
-  return memory_ + layer * shape_.layer_bytes() + block * shape_.block_bytes();
+  TROUPE_CHECK(block >= 0 && block < end_block_, "block {} of {}", block, end_block_);
+  return memory_ + block * shape_.stride_bytes() + layer * shape_.block_bytes();
 }
 
 std::byte* KvCache::row(int layer, std::span<const int32_t> block_table, int64_t position) const {
@@ -45,6 +45,9 @@ void KvCache::write(int layer, std::span<const int32_t> block_table, int64_t pos
                "a row of {} with {} scales for a cache of {} with {}", row.size(), scales.size(),
                shape_.width, shape_.num_scales());
   std::byte* destination = this->row(layer, block_table, position);
+  TROUPE_CHECK(block_table[position / shape_.block_size] < shape_.num_blocks,
+               "position {} lies in foreign block {}", position,
+               block_table[position / shape_.block_size]);
   if (shape_.type == KvType::kF32) {
     std::memcpy(destination, row.data(), row.size_bytes());
     return;
@@ -82,6 +85,11 @@ float reference::quantize_kv(std::span<const float> x, float scale, int8_t* code
   for (size_t i = 0; i < x.size(); ++i)
     codes[i] = static_cast<int8_t>(std::nearbyint(std::clamp(x[i] * factor, -128.0f, 127.0f)));
   return scale == 0 ? magnitude / 127 : scale;
+}
+
+void KvCache::copy_block(int64_t from, int64_t to) const {
+  TROUPE_CHECK(to < shape_.num_blocks, "a copy into foreign block {}", to);
+  std::memcpy(block(0, to), block(0, from), shape_.stride_bytes());
 }
 
 }  // namespace troupe::layers

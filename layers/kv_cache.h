@@ -4,9 +4,13 @@
 //   [kv_lora_rank + qk_rope_head_dim] elements of the cache type
 // with GQA the rotated keys of the rank's kv heads, then their values:
 //   [kv_heads, head_dim], [kv_heads, head_dim]
-// A sequence's rows lie in blocks of block_size positions; its block table names them in order, the
-// same blocks in every layer. Positions are absolute: writing a position again replaces it, which
-// is how speculative tokens are rolled back.
+// A sequence's rows lie in blocks of block_size positions; its block table names them in order. A
+// block holds its positions' rows of all layers in one piece. Positions are absolute: writing a
+// position again replaces it, which is how speculative tokens are rolled back.
+//
+// Block b lies at memory + b * stride_bytes(), also where b >= num_blocks: such blocks belong to
+// other owners, whose pools are mapped there to be read (actors/kv_space.h). To those who read, a
+// block is a block.
 //
 // With kInt8 the first int8_width elements of a row are codes, int8_group of them to a scale: MLA's
 // latent (one scale), GQA's heads (one each). The others, MLA's rotated key, stay bf16. That is the
@@ -41,16 +45,18 @@ struct KvCacheShape {
   size_t bf16_at() const { return num_scales() * sizeof(float); }
   size_t codes_at() const { return bf16_at() + (width - int8_width) * sizeof(Bf16); }
   size_t row_bytes() const;
-  size_t block_bytes() const { return block_size * row_bytes(); }  // of one layer
-  size_t layer_bytes() const { return num_blocks * block_bytes(); }
-  size_t bytes() const { return num_layers * layer_bytes(); }
+  size_t block_bytes() const { return block_size * row_bytes(); }     // of one layer
+  size_t stride_bytes() const { return num_layers * block_bytes(); }  // from block to block
+  size_t bytes() const { return num_blocks * stride_bytes(); }
 };
 
-// A view of cache memory ([num_layers][num_blocks][block_size] rows) that somebody else owns.
+// A view of cache memory ([num_blocks][num_layers][block_size] rows) that somebody else owns.
 class KvCache {
  public:
   KvCache() = default;
-  KvCache(const KvCacheShape& shape, std::byte* memory) : shape_(shape), memory_(memory) {}
+  // Of ids [num_blocks, num_blocks + foreign_blocks) those may be used whose memory is mapped.
+  KvCache(const KvCacheShape& shape, std::byte* memory, int64_t foreign_blocks = 0)
+      : shape_(shape), memory_(memory), end_block_(shape.num_blocks + foreign_blocks) {}
 
   const KvCacheShape& shape() const { return shape_; }
   std::byte* block(int layer, int64_t block) const;
@@ -61,15 +67,20 @@ class KvCache {
 
   // Stores row [width] (rounded to the cache's type) at `position` of the sequence whose block
   // table is given. `scales` [num_scales()]: those of the layer; empty: the row's own.
+  // Into own blocks only.
   void write(int layer, std::span<const int32_t> block_table, int64_t position,
              std::span<const float> row, std::span<const float> scales = {}) const;
 
   // Element i of a row as attention reads it.
   float element(const std::byte* row, int64_t i) const;
 
+  // All layers of a block become those of another, which may be a foreign one.
+  void copy_block(int64_t from, int64_t to) const;
+
  private:
   KvCacheShape shape_;
   std::byte* memory_ = nullptr;
+  int64_t end_block_ = 0;
 };
 
 // One query row: the token at `position` may see the rows [0, position] of its sequence.

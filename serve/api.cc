@@ -104,7 +104,7 @@ Api::Answer Api::route(HttpRequest& request, Wake wake) const {
     if (path == "/status") return status();
     if (path != "/metrics") return models(path);
     return whole_answer({.content_type = "text/plain; version=0.0.4; charset=utf-8"},
-                        engine_.metrics().text(model_.name));
+                        backend_.metrics().text(model_.name) + backend_.pool_metrics());
   }
   throw ApiError(404, fmt::format("there is no {} {}", request.method, path));
 }
@@ -112,11 +112,11 @@ Api::Answer Api::route(HttpRequest& request, Wake wake) const {
 Api::Answer Api::generate(Endpoint endpoint, const HttpRequest& request, Wake wake) const {
   require_method(request, "POST");
   require_json(request);
-  if (engine_.state() == EngineState::kLoading)
+  if (backend_.state() == EngineState::kLoading)
     throw ApiError(503, "the ranks are still loading", "", "loading");
   return std::make_unique<GenerationAnswer>(
-      parse_generation_request(endpoint, request.body, model_, engine_.most_positions()), model_,
-      engine_, std::move(wake));
+      parse_generation_request(endpoint, request.body, model_, backend_.most_positions()), model_,
+      backend_, std::move(wake));
 }
 
 Api::Answer Api::tokenize(const HttpRequest& request) const {
@@ -166,19 +166,19 @@ Api::Answer Api::models(const std::string& path) const {
 
 // live: the process answers. health: the ranks are up. ready: they take requests.
 Api::Answer Api::health(const std::string& path) const {
-  const EngineState state = engine_.state();
+  const EngineState state = backend_.state();
   const bool up = state == EngineState::kReady || state == EngineState::kDraining;
   const bool good = path == "/live" || (path == "/health" ? up : state == EngineState::kReady);
   return json_answer({{"status", state_name(state)}}, good ? 200 : 503);
 }
 
 Api::Answer Api::status() const {
-  const Metrics::Totals totals = engine_.metrics().totals();
+  const Metrics::Totals totals = backend_.metrics().totals();
   Json ranks = Json::array();
-  const std::vector<RankView> views = engine_.ranks();
-  for (size_t rank = 0; rank < views.size(); ++rank) {
-    const auto& [activity, load] = views[rank];
+  const std::vector<RankView> views = backend_.ranks();
+  for (const auto& [rank, instance, activity, load] : views) {
     ranks.push_back({{"rank", rank},
+                     {"instance", instance},
                      {"stage", comm::stage_name(activity.stage)},
                      {"step", activity.step},
                      {"layer", activity.layer},
@@ -188,9 +188,9 @@ Api::Answer Api::status() const {
                      {"kv_blocks_in_use", load.blocks_in_use},
                      {"kv_blocks", load.blocks}});
   }
-  return json_answer({{"state", state_name(engine_.state())},
+  return json_answer({{"state", state_name(backend_.state())},
                       {"model", model_.name},
-                      {"world_size", engine_.world_size()},
+                      {"world_size", backend_.world_size()},
                       {"running", totals.now.running},
                       {"waiting", totals.now.waiting},
                       {"requests", totals.requests},
@@ -204,6 +204,7 @@ Api::Answer Api::status() const {
                       {"kv_blocks_in_use", totals.now.blocks_in_use},
                       {"kv_blocks", totals.now.blocks},
                       {"chat", model_.chat.has_value()},
+                      {"pools", backend_.pools()},
                       {"ranks", std::move(ranks)}});
 }
 

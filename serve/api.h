@@ -4,7 +4,7 @@
 #include <memory>
 #include <string>
 
-#include "serve/engine.h"
+#include "serve/backend.h"
 #include "serve/generation_request.h"
 #include "serve/http_message.h"
 #include "serve/served_model.h"
@@ -14,8 +14,8 @@ namespace troupe::serve {
 class Api {
  public:
   // All must outlive this. `api_key` empty: everybody is answered.
-  Api(const ServedModel& model, Engine& engine, std::string api_key)
-      : model_(model), engine_(engine), api_key_(std::move(api_key)) {}
+  Api(const ServedModel& model, Backend& backend, std::string api_key)
+      : model_(model), backend_(backend), api_key_(std::move(api_key)) {}
 
   // From any thread. Errors of the client are answers too, in OpenAI's form.
   std::unique_ptr<HttpAnswer> handle(HttpRequest request, Wake wake) const;
@@ -32,7 +32,7 @@ class Api {
   void require_key(const HttpRequest& request) const;
 
   const ServedModel& model_;
-  Engine& engine_;
+  Backend& backend_;
   const std::string api_key_;
 };
 

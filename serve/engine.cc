@@ -196,8 +196,9 @@ void Engine::publish_view() {
   viewed_ = now;
   std::vector<RankView> ranks(world_size());
   for (int rank = 0; rank < world_size(); ++rank)
-    ranks[rank] = {session_->activity(rank),
-                   session_->dp_rank_state(rank / config_.parallel.attn_tp_size)};
+    ranks[rank] = {.rank = rank,
+                   .activity = session_->activity(rank),
+                   .load = session_->dp_rank_state(rank / config_.parallel.attn_tp_size)};
   const std::lock_guard lock(mutex_);
   ranks_.swap(ranks);
 }

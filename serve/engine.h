@@ -2,8 +2,8 @@
 //
 // One thread runs the session (run()); it alone touches it. Clients' threads hand requests over
 // through a bounded queue and take answers from their Generation, so nothing that a client does can
-// hold up a step. One engine is one pool of ranks: a router over several pools would stand between
-// the endpoints (serve/api.h) and this.
+// hold up a step. One engine is one pool of ranks, which both prefill and decode; serve/router.h is
+// the same for ranks that do the one or the other.
 #pragma once
 
 #include <atomic>
@@ -17,22 +17,11 @@
 #include "launcher/config.h"
 #include "launcher/session.h"
 #include "model/model_config.h"
-#include "serve/generation.h"
-#include "serve/metrics.h"
+#include "serve/backend.h"
 
 namespace troupe::serve {
 
-enum class EngineState { kLoading, kReady, kDraining, kFailed };
-
-// Why a request is not taken.
-enum class Refusal { kNone, kLoading, kDraining, kFailed, kQueueFull };
-
-struct RankView {
-  comm::ActivitySnapshot activity;
-  actors::SchedulerState load;  // of its data-parallel rank
-};
-
-class Engine {
+class Engine final : public Backend {
  public:
   // `max_queued`: requests that may wait beside those that run.
   Engine(const launcher::Config& config, const model::ModelConfig& model, int max_queued);
@@ -43,19 +32,14 @@ class Engine {
   // request has failed. UserError when the KV cache has no room for a single request.
   void run(const std::function<void()>& on_ready);
 
-  // From any thread, as all below. The answers of `requests`, which belong together; null with
-  // another refusal than kNone. The engine lets go of a generation when all its answers have ended;
-  // cancel() ends those that have not.
   std::shared_ptr<Generation> submit(std::vector<actors::Request> requests,
-                                     std::function<void()> wake, Refusal& refusal);
-  void cancel(const std::shared_ptr<Generation>& generation);
-
-  EngineState state() const { return state_; }
-  // Tokens of prompt and answer that a request may have; once it has been ready.
-  int64_t most_positions() const { return most_positions_; }
-  int world_size() const { return config_.parallel.world_size; }
-  std::vector<RankView> ranks() const;  // at most a tenth of a second old
-  const Metrics& metrics() const { return metrics_; }
+                                     std::function<void()> wake, Refusal& refusal) override;
+  void cancel(const std::shared_ptr<Generation>& generation) override;
+  EngineState state() const override { return state_; }
+  int64_t most_positions() const override { return most_positions_; }
+  int world_size() const override { return config_.parallel.world_size; }
+  std::vector<RankView> ranks() const override;
+  const Metrics& metrics() const override { return metrics_; }
 
  private:
   using Arrival = std::pair<std::shared_ptr<Generation>, std::vector<actors::Request>>;

@@ -30,10 +30,10 @@ std::string event(const std::string& data) { return data.empty() ? "" : "data: "
 }  // namespace
 
 GenerationAnswer::GenerationAnswer(GenerationRequest request, const ServedModel& model,
-                                   Engine& engine, Wake wake)
+                                   Backend& backend, Wake wake)
     : request_(std::move(request)),
       model_(model),
-      engine_(engine),
+      backend_(backend),
       format_(response_format(request_, model)) {
   static const ReplyFormat kPlain;
   const ReplyFormat& reply = request_.endpoint == Endpoint::kChat ? model.reply_format : kPlain;
@@ -43,12 +43,12 @@ GenerationAnswer::GenerationAnswer(GenerationRequest request, const ServedModel&
   open_ = choices_.size();
   for (const auto& prompt : request_.prompts) usage_.prompt_tokens += std::ssize(prompt);
   Refusal refusal{};
-  generation_ = engine.submit(engine_requests(), std::move(wake), refusal);
+  generation_ = backend.submit(engine_requests(), std::move(wake), refusal);
   if (generation_ == nullptr) refuse(refusal);
 }
 
 GenerationAnswer::~GenerationAnswer() {
-  if (generation_ != nullptr && open_ > 0) engine_.cancel(generation_);
+  if (generation_ != nullptr && open_ > 0) backend_.cancel(generation_);
 }
 
 std::vector<actors::Request> GenerationAnswer::engine_requests() const {
@@ -57,7 +57,7 @@ std::vector<actors::Request> GenerationAnswer::engine_requests() const {
     actors::Request& one = requests.emplace_back(request_.settings);
     one.prompt = request_.prompts[i / request_.n];
     one.choice = static_cast<uint32_t>(i % request_.n);
-    const int64_t room = engine_.most_positions() - std::ssize(one.prompt);
+    const int64_t room = backend_.most_positions() - std::ssize(one.prompt);
     one.max_new_tokens = static_cast<int>(std::min<int64_t>(one.max_new_tokens, room));
     if (request_.stops.empty()) continue;
     // The engine reads along, so that it ends where the text does.

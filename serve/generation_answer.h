@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "serve/engine.h"
+#include "serve/backend.h"
 #include "serve/generation_request.h"
 #include "serve/http_message.h"
 #include "serve/response_format.h"
@@ -16,7 +16,8 @@ namespace troupe::serve {
 class GenerationAnswer final : public HttpAnswer {
  public:
   // Submits the request; ApiError when the engine does not take it.
-  GenerationAnswer(GenerationRequest request, const ServedModel& model, Engine& engine, Wake wake);
+  GenerationAnswer(GenerationRequest request, const ServedModel& model, Backend& backend,
+                   Wake wake);
   // A client that has gone: what is still being made for it ends.
   ~GenerationAnswer() override;
 
@@ -41,7 +42,7 @@ class GenerationAnswer final : public HttpAnswer {
 
   GenerationRequest request_;
   const ServedModel& model_;
-  Engine& engine_;
+  Backend& backend_;
   std::unique_ptr<ResponseFormat> format_;
   std::shared_ptr<Generation> generation_;
   std::vector<Choice> choices_;

@@ -118,7 +118,16 @@ expect "its options" "$output" $'--port\n80'
 [[ $output != *--json* ]] || fail "a server writes no report: '$output'"
 expect_refusal "an unknown mode" "expected offline or online" -- --mode sideways
 expect_refusal "chat online" "--mode offline" -- --chat --mode online
-expect_refusal "a role" "--pd-role: prefill and decode" -- --pd-role=prefill
+expect_refusal "a role offline" "--pd-role goes with --mode online" -- --pd-role=prefill
+expect_refusal "an engine" "--engine-backend: there is one" -- --engine-backend=vllm
+expect_refusal "half a pair" "go together" -- --mode online --p-yaml-name p.yaml
+output=$(infer -- --mode online --pd-role both)
+expect "two pools" "$output" $'serve\n--config\n'"$project/configs/tiny_moe_pd"
+expect "their role" "$output" $'--pd-role\nboth'
+expect "their model is found from anywhere" "$output" \
+  $'--set\nmodel_config.model_path='"$project/models/tiny-moe"
+expect "two files" "$(infer -- --mode online --p-yaml-name p.yaml --d-yaml-name=d.yaml)" \
+  $'--config\np.yaml,d.yaml'
 
 results=$scratch/results
 output=$(infer RESULTS_PATH="$results" --)

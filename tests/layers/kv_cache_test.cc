@@ -40,10 +40,10 @@ TEST(KvCache, RowsLieInTheBlocksThatTheTableNames) {
 
   owned.cache.write(1, table, 6, row);  // the second block of the table, its third row
 
-  const int64_t element = ((1 * 3 + 0) * 4 + 2) * 5;  // [layer][block][row][element]
+  const int64_t element = ((0 * 2 + 1) * 4 + 2) * 5;  // [block][layer][row][element]
   for (int i = 0; i < 5; ++i) EXPECT_EQ(owned.at<float>(element + i), row[i]);
   EXPECT_EQ(owned.cache.row(1, table, 6), owned.memory.data() + element * sizeof(float));
-  EXPECT_EQ(owned.cache.block(1, 2), owned.memory.data() + (1 * 3 + 2) * 4 * 5 * sizeof(float));
+  EXPECT_EQ(owned.cache.block(1, 2), owned.memory.data() + (2 * 2 + 1) * 4 * 5 * sizeof(float));
 }
 
 TEST(KvCache, WritesOneRowAndNothingElse) {
@@ -67,6 +67,25 @@ TEST(KvCache, WritingAPositionAgainReplacesIt) {
 
   EXPECT_EQ(owned.at<float>(0), 1);
   EXPECT_EQ(owned.at<float>(4), 5);
+}
+
+TEST(KvCache, ForeignBlocksAreReadAndCopiedButNotWritten) {
+  std::vector<std::byte> memory(kShape.bytes() + 2 * kShape.stride_bytes());
+  const KvCache cache(kShape, memory.data(), 2);
+  KvCacheShape other_shape = kShape;
+  other_shape.num_blocks = 2;
+  const KvCache other(other_shape, memory.data() + kShape.bytes());
+  const std::vector<float> row{1, 2, 3, 4, 5};
+  for (int layer = 0; layer < 2; ++layer) other.write(layer, std::vector<int32_t>{1}, 3, row);
+
+  const std::vector<int32_t> foreign{4}, own{2};
+  EXPECT_EQ(cache.row(1, foreign, 3), other.row(1, std::vector<int32_t>{1}, 3));
+  cache.copy_block(4, 2);
+  for (int layer = 0; layer < 2; ++layer)
+    EXPECT_EQ(std::memcmp(cache.row(layer, own, 3), row.data(), kShape.row_bytes()), 0);
+  EXPECT_THROW(cache.write(0, foreign, 0, row), std::logic_error);
+  EXPECT_THROW(cache.copy_block(2, 4), std::logic_error);
+  EXPECT_THROW(cache.row(0, std::vector<int32_t>{5}, 0), std::logic_error);
 }
 
 TEST(KvCache, Bf16RoundsToNearestEven) {
