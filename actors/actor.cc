@@ -4,6 +4,7 @@
 #include <cctype>
 #include <cstring>
 
+#include "actors/step_graph.h"
 #include "base/error.h"
 
 namespace troupe::actors {
@@ -57,6 +58,11 @@ void Actor::post(const msg::Address& to, msg::Body type, flatbuffers::Offset<voi
   mailbox_.post(to);
 }
 
+bool Actor::knows(const msg::Address& to, msg::Body type) const {
+  StepGraphs* graphs = mailbox_.graphs();
+  return graphs != nullptr && graphs->knows(to, type);
+}
+
 void Actor::not_heard() const {
   throw std::logic_error(fmt::format("{} does not hear {} (from {})", actor_name(address_),
                                      msg::EnumNameBody(current_->body_type()),
@@ -104,7 +110,11 @@ void Actor::receive(const msg::Envelope& envelope) {
 Mailbox::Mailbox(int rank, SendRemote send_remote)
     : rank_(rank), send_remote_(std::move(send_remote)), builder_(size_t{1} << 16) {}
 
+Mailbox::~Mailbox() = default;
+
 void Mailbox::add(Actor& actor) { actors_.push_back(&actor); }
+
+void Mailbox::use_graphs() { graphs_ = std::make_unique<StepGraphs>(); }
 
 void Mailbox::post(const msg::Address& to) {
   const std::span bytes(reinterpret_cast<const std::byte*>(builder_.GetBufferPointer()),
@@ -114,31 +124,39 @@ void Mailbox::post(const msg::Address& to) {
   } else {
     TROUPE_CHECK(bytes.size() <= kSlotBytes && head_ - tail_ < kSlots, "{} bytes, {} queued",
                  bytes.size(), head_ - tail_);
-    std::memcpy(slots_[head_++ % kSlots].bytes.data(), bytes.data(), bytes.size());
+    Slot& slot = slots_[head_++ % kSlots];
+    std::memcpy(slot.bytes.data(), bytes.data(), bytes.size());
+    slot.size = bytes.size();
   }
   builder_.Clear();
 }
 
-void Mailbox::dispatch(const msg::Envelope& envelope) {
-  if (envelope.to()->kind() == msg::ActorKind::Rank) {
-    for (Actor* actor : actors_) actor->receive(envelope);
-    return;
-  }
+Actor& Mailbox::addressee(const msg::Envelope& envelope) const {
   const auto to = std::ranges::find_if(
       actors_, [&](Actor* a) { return a->address().kind() == envelope.to()->kind(); });
   if (to == actors_.end())
     throw_rank_error("{} sent {} to {}, who is not here", actor_name(*envelope.from()),
                      msg::EnumNameBody(envelope.body_type()), actor_name(*envelope.to()));
-  (*to)->receive(envelope);
+  return **to;
 }
 
 void Mailbox::deliver(const msg::Envelope& envelope) {
-  dispatch(envelope);
-  while (tail_ != head_) {
-    // The slot is given back only after its handler: its message must stay whole until then.
-    dispatch(*flatbuffers::GetRoot<msg::Envelope>(slots_[tail_ % kSlots].bytes.data()));
-    ++tail_;
-  }
+  if (graphs_) graphs_->begin(envelope);
+  if (envelope.to()->kind() == msg::ActorKind::Rank)
+    for (Actor* actor : actors_) actor->receive(envelope);
+  else
+    addressee(envelope).receive(envelope);
+  if (graphs_) graphs_->replay();
+  // A slot is given back only after its handler: its message must stay whole until then.
+  for (; tail_ != head_; ++tail_) deliver_queued(slots_[tail_ % kSlots]);
+}
+
+void Mailbox::deliver_queued(const Slot& slot) {
+  const auto& envelope = *flatbuffers::GetRoot<msg::Envelope>(slot.bytes.data());
+  Actor& actor = addressee(envelope);
+  if (graphs_ && !graphs_->begin(envelope)) graphs_->keep(actor, {slot.bytes.data(), slot.size});
+  actor.receive(envelope);
+  if (graphs_) graphs_->replay();
 }
 
 }  // namespace troupe::actors

@@ -11,6 +11,7 @@
 #include <array>
 #include <cstddef>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -29,6 +30,7 @@ std::string actor_name(const msg::Address& address);  // "attention@3", "schedul
 const msg::Envelope& verified(std::span<const std::byte> bytes, const std::string& sender);
 
 class Mailbox;
+class StepGraphs;
 
 class Actor {
  public:
@@ -60,10 +62,24 @@ class Actor {
   void send(const msg::Address& to, flatbuffers::Offset<Message> body) {
     post(to, msg::BodyTraits<Message>::enum_value, body.Union());
   }
+  // The same to an actor of this rank, but create(builder) is called only where a recorded step
+  // (actors/step_graph.h) does not know the message.
+  template <class Create>
+  void tell(const msg::Address& to, const Create& create) {
+    using Message = typename MessageOf<decltype(create(builder()))>::Type;
+    if (!knows(to, msg::BodyTraits<Message>::enum_value)) send(to, create(builder()));
+  }
   msg::Address neighbour(msg::ActorKind kind) const { return {address_.rank(), kind}; }
   comm::Trace* trace() const;  // of this process, null if the launch is not traced
 
  private:
+  template <class Offset>
+  struct MessageOf;
+  template <class Message>
+  struct MessageOf<flatbuffers::Offset<Message>> {
+    using Type = Message;
+  };
+  bool knows(const msg::Address& to, msg::Body type) const;
   void post(const msg::Address& to, msg::Body type, flatbuffers::Offset<void> body);
   [[noreturn]] void not_heard() const;
 
@@ -78,6 +94,7 @@ class Mailbox {
  public:
   using SendRemote = std::function<void(int rank, std::span<const std::byte>)>;
   Mailbox(int rank, SendRemote send_remote);
+  ~Mailbox();
 
   int rank() const { return rank_; }
   // Shows which actor handles a message. Null: nothing does.
@@ -85,6 +102,10 @@ class Mailbox {
   comm::Trace* trace() const { return trace_; }
   flatbuffers::FlatBufferBuilder& builder() { return builder_; }
   void add(Actor& actor);
+  // From now on the messages of decode steps are recorded, and replayed.
+  void use_graphs();
+  StepGraphs* graphs() const { return graphs_.get(); }  // null: every message is sent
+  uint64_t messages() const { return head_; }  // sent so far between actors of this process
 
   // Queues the finished envelope for an actor of this process, or sends it to another.
   void post(const msg::Address& to);
@@ -97,8 +118,10 @@ class Mailbox {
   static constexpr size_t kSlots = 8;
   struct alignas(16) Slot {
     std::array<std::byte, kSlotBytes> bytes;
+    size_t size;
   };
-  void dispatch(const msg::Envelope& envelope);
+  void deliver_queued(const Slot& slot);
+  Actor& addressee(const msg::Envelope& envelope) const;
 
   int rank_;
   SendRemote send_remote_;
@@ -107,6 +130,7 @@ class Mailbox {
   std::vector<Actor*> actors_;
   std::array<Slot, kSlots> slots_;
   size_t head_ = 0, tail_ = 0;  // slots [tail, head) are queued
+  std::unique_ptr<StepGraphs> graphs_;
 };
 
 }  // namespace troupe::actors

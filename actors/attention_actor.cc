@@ -142,7 +142,7 @@ void AttentionActor::on(const msg::FeedForwardDone& done) {
   if (++forward_.layer < forward_.last_layer) return run_layer();
   context_.communicator.enter_layer(-1);
   gather_hidden();
-  send(forward_.reply_to, msg::CreateLayersDone(builder(), &forward_.hidden));
+  tell(forward_.reply_to, [&](auto& b) { return msg::CreateLayersDone(b, &forward_.hidden); });
 }
 
 void AttentionActor::gather_hidden() {
@@ -181,9 +181,10 @@ void AttentionActor::run_layer() {
   show_hidden(LayerStage::kAttention);
   norm(hidden, weights.post_attention_norm, normed);
 
-  send(neighbour(msg::ActorKind::Moe),
-       msg::CreateFeedForward(builder(), forward_.layer, forward_.max_rows, &normed_tensor,
-                              &hidden_tensor, &world_rows_));
+  tell(neighbour(msg::ActorKind::Moe), [&](auto& b) {
+    return msg::CreateFeedForward(b, forward_.layer, forward_.max_rows, &normed_tensor,
+                                  &hidden_tensor, &world_rows_);
+  });
 }
 
 void AttentionActor::norm(Matrix<const float> rows, std::span<const float> weight,

@@ -216,8 +216,8 @@ void LmHeadActor::on(const msg::LayersDone& done) {
   if (!plan_->run_mtp()) return send_step_done({});
   const msg::Tensor counts = first_rows(counts_, plan_->sequences()->size());
   const msg::Tensor tokens = first_rows(tokens_, plan_->sequences()->size());
-  send(neighbour(msg::ActorKind::Mtp),
-       msg::CreateVerified(builder(), &normed_tensor, &counts, &tokens));
+  tell(neighbour(msg::ActorKind::Mtp),
+       [&](auto& b) { return msg::CreateVerified(b, &normed_tensor, &counts, &tokens); });
 }
 
 void LmHeadActor::on(const msg::DraftRows& rows) {
@@ -239,7 +239,8 @@ void LmHeadActor::on(const msg::DraftRows& rows) {
   share(found_, shared_found_);
   const Matrix<int32_t> tokens = context_.workspace.ints(tokens_tensor);
   for (int64_t i = 0; i < tokens.rows; ++i) tokens.row(i)[0] = found_[i].token;
-  send(neighbour(msg::ActorKind::Mtp), msg::CreateDraftTokens(builder(), &tokens_tensor));
+  tell(neighbour(msg::ActorKind::Mtp),
+       [&](auto& b) { return msg::CreateDraftTokens(b, &tokens_tensor); });
 }
 
 void LmHeadActor::on(const msg::Drafted& drafted) {

@@ -162,7 +162,8 @@ void MoeActor::on(const msg::FeedForward& message) {
     run_mlp(*weights.dense, dense_rows_, context_.workspace.floats(*message.normed()), out);
     add_rows(hidden, out, context_.rounding);
   }
-  send(neighbour(msg::ActorKind::Attention), msg::CreateFeedForwardDone(builder(), layer));
+  tell(neighbour(msg::ActorKind::Attention),
+       [&](auto& b) { return msg::CreateFeedForwardDone(b, layer); });
 }
 
 void MoeActor::mlp_part(const model::MlpWeights& weights, Matrix<const float> x, Matrix<float> y) {
@@ -323,10 +324,12 @@ void MoeActor::run_chunk(const model::MoeWeights& weights, Matrix<const float> n
   const Matrix<const float> own = Matrix<const float>(normed).rows_from(first, count);
   const Matrix<float> shared(context_.workspace.floats(mlp_out_).rows_from(first, count));
   comm::MoeExchange::Tokens tokens = chunk_tokens(own, first);
+  const bool beside_dispatch = context_.execution.multi_streams;
+  if (!beside_dispatch) run_whole_shared_expert(weights, own, shared);
   int64_t done = 0;
   do {
     exchange_->start_dispatch(tokens);
-    if (done == 0) run_whole_shared_expert(weights, own, shared);
+    if (done == 0 && beside_dispatch) run_whole_shared_expert(weights, own, shared);
     exchange_->finish_dispatch();
     const int64_t taken = exchange_->taken();
     run_experts(weights);

@@ -104,8 +104,8 @@ void MtpActor::on(const msg::LayersDone& done) {
   const bool observed =
       pass_ == 0 && (plan_->observe() & static_cast<uint8_t>(msg::Observe::MtpLogits)) != 0;
   const msg::Tensor all = first_rows(normed_, num_rows_);
-  send(neighbour(msg::ActorKind::LmHead),
-       msg::CreateDraftRows(builder(), observed ? &all : &last, observed));
+  tell(neighbour(msg::ActorKind::LmHead),
+       [&](auto& b) { return msg::CreateDraftRows(b, observed ? &all : &last, observed); });
 }
 
 void MtpActor::on(const msg::DraftTokens& message) {
@@ -121,7 +121,8 @@ void MtpActor::on(const msg::DraftTokens& message) {
     for (int64_t i = 0; i < sequences; ++i)
       drafts.row(i)[pass_] = tokens.row(all_rows ? chains_[i].last_row : i)[0];
   if (++pass_ >= plan_->draft_steps())
-    return send(neighbour(msg::ActorKind::LmHead), msg::CreateDrafted(builder(), &drafts_tensor));
+    return tell(neighbour(msg::ActorKind::LmHead),
+                [&](auto& b) { return msg::CreateDrafted(b, &drafts_tensor); });
 
   num_rows_ = 0;
   next_tokens_.clear();

@@ -124,7 +124,7 @@ class RankProcess {
     config_ = model::read_model_config(launch_.model_path);
     arena_ = comm::Arena::attach(
         Fd(descriptors_.arena), {launch_.world_size, static_cast<size_t>(launch_.comm_buffer_bytes),
-                                 trace_shape(launch_, config_)});
+                                 trace_shape(launch_, config_), launch_.comm_hugepages});
     comm::install_crash_handler(*arena_, rank_);
     communicator_.emplace(*arena_, rank_, timeout, comm_options(launch_));
     inject_faults();
@@ -203,7 +203,8 @@ class RankProcess {
                               .max_rows = launch_.max_rows,
                               .max_sequences = launch_.max_sequences,
                               .max_drafts = launch_.max_drafts,
-                              .moe = moe_options(launch_)};
+                              .moe = moe_options(launch_),
+                              .execution = execution_options(launch_)};
     actors_.emplace(context, [this](int, std::span<const std::byte> bytes) { send_answer(bytes); });
   }
 
@@ -251,6 +252,9 @@ class RankProcess {
     goodbye.pss_kb = memory_kb("Pss");
     goodbye.bytes_sent = communicator_->bytes_sent();
     goodbye.wait_us = static_cast<uint64_t>(communicator_->wait_ns() / 1000);
+    goodbye.messages = actors_->messages();
+    goodbye.graphs_recorded = actors_->graphs().recorded;
+    goodbye.graphs_replayed = actors_->graphs().replayed;
     for (const auto& [layer, rows] : actors_->expert_load()) {
       auto& load = *goodbye.expert_load.emplace_back(std::make_unique<msg::LayerLoadT>());
       load.layer = layer;
@@ -361,6 +365,12 @@ comm::TraceShape trace_shape(const msg::LaunchT& launch, const model::ModelConfi
   return {.num_events = launch.trace_events,
           .num_layers = config.num_hidden_layers + 1,
           .num_experts = static_cast<int>(layout.num_physical_experts())};
+}
+
+ExecutionOptions execution_options(const msg::LaunchT& launch) {
+  return {.graph = launch.graph,
+          .superkernel = launch.superkernel,
+          .multi_streams = launch.multi_streams};
 }
 
 MoeOptions moe_options(const msg::LaunchT& launch) {

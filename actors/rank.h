@@ -22,6 +22,7 @@ model::WeightOptions weight_options(const msg::LaunchT& launch);
 layers::KvCacheShape kv_cache_shape(const msg::LaunchT& launch, const model::ModelConfig& config);
 comm::TraceShape trace_shape(const msg::LaunchT& launch, const model::ModelConfig& config);
 MoeOptions moe_options(const msg::LaunchT& launch);
+ExecutionOptions execution_options(const msg::LaunchT& launch);
 size_t kv_section_bytes(const layers::KvCacheShape& shape);  // of one rank, whole pages
 
 // Who drives a rank's exchanges, and whether it spins when it waits. For a process that has not

@@ -1,5 +1,7 @@
 #include "actors/rank_actors.h"
 
+#include "layers/team.h"
+
 namespace troupe::actors {
 
 RankActors::RankActors(RankContext context, Mailbox::SendRemote send_remote)
@@ -13,6 +15,21 @@ RankActors::RankActors(RankContext context, Mailbox::SendRemote send_remote)
   if (context_.weights.mtp) mtp_.emplace(mailbox_, context_);
   moe_.emplace(mailbox_, context_);
   attention_.emplace(mailbox_, context_);
+  if (context_.execution.graph) mailbox_.use_graphs();
+}
+
+void RankActors::run_step(const msg::Envelope& plan) {
+  const ExecutionOptions& execution = context_.execution;
+  const bool one_region =
+      execution.graph && execution.superkernel && plan.body_as_StepPlan()->decode();
+  if (one_region)
+    layers::parallel_region([&] { mailbox_.deliver(plan); });
+  else
+    mailbox_.deliver(plan);
+}
+
+StepGraphs::Counts RankActors::graphs() const {
+  return mailbox_.graphs() != nullptr ? mailbox_.graphs()->counts() : StepGraphs::Counts{};
 }
 
 }  // namespace troupe::actors

@@ -9,6 +9,7 @@
 #include "actors/mtp_actor.h"
 #include "actors/process_groups.h"
 #include "actors/rank_context.h"
+#include "actors/step_graph.h"
 
 namespace troupe::actors {
 
@@ -18,8 +19,10 @@ class RankActors {
   RankActors(RankContext context, Mailbox::SendRemote send_remote);
 
   // Runs one step: a StepPlan envelope, valid until this returns.
-  void run_step(const msg::Envelope& plan) { mailbox_.deliver(plan); }
+  void run_step(const msg::Envelope& plan);
 
+  uint64_t messages() const { return mailbox_.messages(); }  // between actors, so far
+  StepGraphs::Counts graphs() const;                         // none if exe_mode is eager
   const ExpertLoad& expert_load() const { return moe_->expert_load(); }
 
  private:

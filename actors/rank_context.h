@@ -25,6 +25,13 @@ struct MoeOptions {
   bool force_eplb = false;      // spread rows evenly, whatever the gate says
 };
 
+// How a rank's operations follow each other; the results are the same.
+struct ExecutionOptions {
+  bool graph = false;         // decode steps are recorded and replayed (actors/step_graph.h)
+  bool superkernel = false;   // with graph: a decode step is one parallel region of the team
+  bool multi_streams = true;  // a shared expert is computed while rows travel
+};
+
 struct RankContext {
   const model::ModelConfig& config;
   const model::ParallelLayout& layout;
@@ -38,6 +45,7 @@ struct RankContext {
   int max_sequences = 0;
   int max_drafts = 0;
   MoeOptions moe;
+  ExecutionOptions execution;
 
   ProcessGroups* groups = nullptr;  // set by RankActors
 

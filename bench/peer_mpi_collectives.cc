@@ -5,74 +5,31 @@
 //
 // SECONDS a row (0.3); OPS: all, or names of the first column separated by commas
 //
-// Each iteration: barrier, then the operation; its time is the maximum over the ranks; a row gives
-// the median and the 10th and 90th percentile of the iterations. Bandwidths and the routing of the
-// MoE exchange are those of launcher/bench_collectives.cc and launcher/bench_routing.h. A "moe
-// round" is the exchange of counts, the dispatch and the combine (the transposed alltoallv), one
-// bf16 row per (token, rank) both ways. Built where MPI is installed; nothing else uses MPI.
+// Measured as bench/peer_rows.h says. Bandwidths and the routing of the MoE exchange are those of
+// launcher/bench_collectives.cc and launcher/bench_routing.h. A "moe round" is the exchange of
+// counts, the dispatch and the combine (the transposed alltoallv), one bf16 row per (token, rank)
+// both ways. Built where MPI is installed; nothing else uses MPI.
 #include <mpi.h>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <random>
-#include <string>
 #include <utility>
-#include <vector>
+
+#include "peer_rows.h"
 
 namespace {
 
 int rank_, size_;
-double seconds_ = 0.3;
-std::string ops_ = "all";  // with commas around them
-
-struct Times {
-  double p10, p50, p90;
-};
-
-Times measure(const std::function<void()>& op) {
-  for (int i = 0; i < 2; ++i) op();
-  MPI_Barrier(MPI_COMM_WORLD);
-  const double start = MPI_Wtime();
-  for (int i = 0; i < 3; ++i) {
-    MPI_Barrier(MPI_COMM_WORLD);
-    op();
-  }
-  const double per_call = (MPI_Wtime() - start) / 3;
-  int calls = static_cast<int>(std::clamp(seconds_ / std::max(per_call, 1e-7), 7.0, 5e3));
-  MPI_Bcast(&calls, 1, MPI_INT, 0, MPI_COMM_WORLD);
-  std::vector<double> mine(calls), slowest(calls);
-  for (double& time : mine) {
-    MPI_Barrier(MPI_COMM_WORLD);
-    const double called = MPI_Wtime();
-    op();
-    time = MPI_Wtime() - called;
-  }
-  MPI_Allreduce(mine.data(), slowest.data(), calls, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
-  std::sort(slowest.begin(), slowest.end());
-  return {slowest[calls / 10] * 1e6, slowest[calls / 2] * 1e6, slowest[calls * 9 / 10] * 1e6};
-}
-
-void row(const char* op, const char* op_case, size_t bytes, const std::function<void()>& call) {
-  if (ops_ != "all" && ops_.find("," + std::string(op) + ",") == std::string::npos) return;
-  const Times times = measure(call);
-  if (rank_ != 0) return;
-  std::printf("%5d %-22s %-18s %12zu %11.2f %11.2f %11.2f ", size_, op, op_case, bytes, times.p50,
-              times.p10, times.p90);
-  if (bytes > 0)
-    std::printf("%9.2f\n", static_cast<double>(bytes) / times.p50 * 1e-3);
-  else
-    std::printf("%9s\n", "-");
-  std::fflush(stdout);
-}
 
 float to_float(uint16_t bf16) {
   const uint32_t bits = uint32_t{bf16} << 16;
@@ -105,6 +62,8 @@ void sum_bf16(void* in, void* in_out, int* length, MPI_Datatype*) {
 }
 
 constexpr int kHidden = 7168, kExperts = 256, kTopk = 8;
+constexpr int kTokens[] = {1, 8, 64, 512, 4096};
+constexpr int kMostExchangedTokens = 512;  // of the alltoallv rows; "moe round" has all
 
 // Rows to each rank; see rows_to_ranks in launcher/bench_routing.h.
 std::vector<int> rows_to_ranks(int tokens, bool skewed) {
@@ -134,7 +93,17 @@ std::vector<int> rows_to_ranks(int tokens, bool skewed) {
   return rows;
 }
 
-void moe_rows(int tokens, bool skewed) {
+// Whether this machine has twice the memory that all ranks want, `bytes` this one.
+bool fits_memory(size_t bytes) {
+  uint64_t all = bytes, total = 0;
+  MPI_Allreduce(&all, &total, 1, MPI_UINT64_T, MPI_SUM, MPI_COMM_WORLD);
+  const auto page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  int fits = 2 * total < page * static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES));
+  MPI_Bcast(&fits, 1, MPI_INT, 0, MPI_COMM_WORLD);
+  return fits != 0;
+}
+
+void moe_rows(const peer::Rows& rows, int tokens, bool skewed) {
   std::vector<int> sent = rows_to_ranks(tokens, skewed), received(size_);
   MPI_Alltoall(sent.data(), 1, MPI_INT, received.data(), 1, MPI_INT, MPI_COMM_WORLD);
   std::vector<int> send(size_), receive(size_), send_displs(size_), receive_displs(size_);
@@ -148,6 +117,10 @@ void moe_rows(int tokens, bool skewed) {
     in_rows += received[r];
   }
   MPI_Allreduce(&in_rows, &most, 1, MPI_LONG, MPI_MAX, MPI_COMM_WORLD);
+  if (!fits_memory((out_rows + in_rows) * kHidden * sizeof(uint16_t))) {
+    if (rank_ == 0) std::fprintf(stderr, "T=%d is left out: too little memory\n", tokens);
+    return;
+  }
   std::vector<uint16_t> out(std::max(out_rows, 1L) * kHidden, 1),
       in(std::max(in_rows, 1L) * kHidden);
   char op_case[32];
@@ -157,8 +130,8 @@ void moe_rows(int tokens, bool skewed) {
                   receive.data(), receive_displs.data(), MPI_UINT16_T, MPI_COMM_WORLD);
   };
   const size_t bytes = static_cast<size_t>(most) * kHidden * sizeof(uint16_t);
-  row("alltoallv", op_case, bytes, dispatch);
-  row("moe round", op_case, 2 * bytes, [&] {
+  if (tokens <= kMostExchangedTokens) rows.add("alltoallv", op_case, bytes, dispatch);
+  rows.add("moe round", op_case, 2 * bytes, [&] {
     MPI_Alltoall(sent.data(), 1, MPI_INT, received.data(), 1, MPI_INT, MPI_COMM_WORLD);
     dispatch();
     MPI_Alltoallv(in.data(), receive.data(), receive_displs.data(), MPI_UINT16_T, out.data(),
@@ -166,27 +139,26 @@ void moe_rows(int tokens, bool skewed) {
   });
 }
 
-void reduction_rows() {
+void reduction_rows(const peer::Rows& rows) {
   MPI_Op bf16_sum;
   MPI_Op_create(sum_bf16, 1, &bf16_sum);
-  constexpr size_t kSizes[] = {14336, 114688, 1u << 20, 4u << 20, 16u << 20};
   std::vector<char> in(16u << 20), out(16u << 20);
-  for (const size_t bytes : kSizes)
-    row("allreduce fp32", "", bytes, [&] {
+  for (const size_t bytes : peer::kReduced)
+    rows.add("allreduce fp32", "", bytes, [&] {
       MPI_Allreduce(in.data(), out.data(), static_cast<int>(bytes / 4), MPI_FLOAT, MPI_SUM,
                     MPI_COMM_WORLD);
     });
-  for (const size_t bytes : kSizes)
-    row("allreduce bf16", "user op", bytes, [&] {
+  for (const size_t bytes : peer::kReduced)
+    rows.add("allreduce bf16", "user op", bytes, [&] {
       MPI_Allreduce(in.data(), out.data(), static_cast<int>(bytes / 2), MPI_UINT16_T, bf16_sum,
                     MPI_COMM_WORLD);
     });
-  for (const size_t bytes : kSizes)
-    row("broadcast", "", bytes,
-        [&] { MPI_Bcast(in.data(), static_cast<int>(bytes), MPI_BYTE, 0, MPI_COMM_WORLD); });
-  for (const size_t bytes : kSizes) {
+  for (const size_t bytes : peer::kReduced)
+    rows.add("broadcast", "", bytes,
+             [&] { MPI_Bcast(in.data(), static_cast<int>(bytes), MPI_BYTE, 0, MPI_COMM_WORLD); });
+  for (const size_t bytes : peer::kReduced) {
     const size_t part = bytes / 4 / size_;
-    row("reduce_scatter fp32", "", part * size_ * 4, [&] {
+    rows.add("reduce_scatter fp32", "", part * size_ * 4, [&] {
       MPI_Reduce_scatter_block(in.data(), out.data(), static_cast<int>(part), MPI_FLOAT, MPI_SUM,
                                MPI_COMM_WORLD);
     });
@@ -194,16 +166,14 @@ void reduction_rows() {
   MPI_Op_free(&bf16_sum);
 }
 
-void gather_rows() {
-  for (const size_t bytes : {size_t{14336}, size_t{114688}, size_t{1} << 20, size_t{4} << 20}) {
+void gather_rows(const peer::Rows& rows) {
+  for (const size_t bytes : peer::kGathered) {
     std::vector<char> in(bytes * size_), out(bytes * size_);
     const int count = static_cast<int>(bytes);
-    char op_case[32];
-    std::snprintf(op_case, sizeof(op_case), "%zu KiB/rank", bytes >> 10);
-    row("allgather", op_case, out.size(), [&] {
+    rows.add("allgather", rows.per_rank(bytes), out.size(), [&] {
       MPI_Allgather(in.data(), count, MPI_BYTE, out.data(), count, MPI_BYTE, MPI_COMM_WORLD);
     });
-    row("alltoall", op_case, out.size(), [&] {
+    rows.add("alltoall", rows.per_rank(bytes), out.size(), [&] {
       MPI_Alltoall(in.data(), count, MPI_BYTE, out.data(), count, MPI_BYTE, MPI_COMM_WORLD);
     });
   }
@@ -215,12 +185,21 @@ int main(int argc, char** argv) {
   MPI_Init(&argc, &argv);
   MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
   MPI_Comm_size(MPI_COMM_WORLD, &size_);
-  if (argc > 1) seconds_ = std::atof(argv[1]);
-  if (argc > 2 && std::strcmp(argv[2], "all") != 0) ops_ = "," + std::string(argv[2]) + ",";
-  row("barrier", "", 0, [] { MPI_Barrier(MPI_COMM_WORLD); });
-  reduction_rows();
-  gather_rows();
-  for (const int tokens : {1, 8, 64, 512})
-    for (const bool skewed : {false, true}) moe_rows(tokens, skewed);
+  const peer::Rows::Library library{.barrier = [] { MPI_Barrier(MPI_COMM_WORLD); },
+                                    .maximum =
+                                        [](std::vector<double>& values) {
+                                          MPI_Allreduce(MPI_IN_PLACE, values.data(),
+                                                        static_cast<int>(values.size()), MPI_DOUBLE,
+                                                        MPI_MAX, MPI_COMM_WORLD);
+                                        }};
+  const peer::Rows rows(rank_, size_, library, argc > 1 ? std::atof(argv[1]) : 0.3,
+                        argc > 2 ? argv[2] : "all");
+  rows.add("barrier", "", 0, library.barrier);
+  reduction_rows(rows);
+  gather_rows(rows);
+  for (const int tokens : kTokens)
+    for (const bool skewed : {false, true})
+      if (rows.wants("moe round") || (rows.wants("alltoallv") && tokens <= kMostExchangedTokens))
+        moe_rows(rows, tokens, skewed);
   MPI_Finalize();
 }

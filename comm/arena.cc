@@ -1,6 +1,11 @@
 #include "comm/arena.h"
 
+#include <linux/mempolicy.h>
+#include <sched.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -37,8 +42,12 @@ size_t payload_offset(const ArenaShape& shape) {
   return round_up(windows_offset(shape) + num_windows(shape) * sizeof(Arena::Window), kPageBytes);
 }
 
+size_t window_bytes_of_all(const ArenaShape& shape) {
+  return num_windows(shape) * shape.window_bytes();
+}
+
 size_t traces_offset(const ArenaShape& shape) {
-  return payload_offset(shape) + num_windows(shape) * kSlotsPerWindow * shape.slot_bytes();
+  return payload_offset(shape) + window_bytes_of_all(shape);
 }
 
 void check_shape(const ArenaShape& shape) {
@@ -70,7 +79,10 @@ size_t ArenaShape::bytes() const {
 }
 
 Arena::Arena(Fd fd, const ArenaShape& shape, Mapping::Access access)
-    : fd_(std::move(fd)), shape_(shape), mapping_(fd_.get(), shape.bytes(), access) {}
+    : fd_(std::move(fd)), shape_(shape), mapping_(fd_.get(), shape.bytes(), access) {
+  if (shape.huge_windows)
+    ::madvise(mapping_.data() + payload_offset(shape), window_bytes_of_all(shape), MADV_HUGEPAGE);
+}
 
 Arena Arena::create(const ArenaShape& shape) {
   check_shape(shape);
@@ -110,6 +122,21 @@ Arena Arena::open(Fd fd, const ArenaShape& shape, Mapping::Access access) {
     throw_rank_error("the arena was made for {} ranks and slots of {} bytes, not for {} and {}",
                      state.world_size, state.slot_bytes, shape.world_size, shape.slot_bytes());
   return arena;
+}
+
+// A policy of the shared memory itself, so it holds for the senders too. Pages that a neighbour's
+// row shares are nobody's.
+void Arena::place_windows(int rank) const {
+  unsigned cpu = 0, node = 0;
+  if (::getcpu(&cpu, &node) != 0) return;
+  const uintptr_t row = reinterpret_cast<uintptr_t>(payload(rank, 0, 0));
+  const uintptr_t begin = round_up(row, kPageBytes);
+  const uintptr_t end = (row + shape_.world_size * shape_.window_bytes()) / kPageBytes * kPageBytes;
+  constexpr unsigned kBits = 8 * sizeof(unsigned long);
+  unsigned long nodes[16] = {};
+  if (begin >= end || node >= std::size(nodes) * kBits) return;
+  nodes[node / kBits] = 1ul << (node % kBits);
+  ::syscall(SYS_mbind, begin, end - begin, MPOL_PREFERRED, nodes, std::size(nodes) * kBits, 0);
 }
 
 bool Arena::aborted() const { return launch_state().aborted.load() != 0; }

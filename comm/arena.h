@@ -100,6 +100,10 @@ struct ArenaShape {
   size_t comm_buffer_bytes = size_t{16}
                              << 20;  // the windows of one receiving rank, all peers together
   TraceShape trace = {};
+  // Asks for huge pages for the windows (MADV_HUGEPAGE); the system gives them where
+  // /sys/kernel/mm/transparent_hugepage/shmem_enabled is "advise". What is touched of a window is
+  // then 2 MiB at least.
+  bool huge_windows = false;
   size_t slot_bytes() const;    // payload of one slot: a multiple of 64
   size_t window_bytes() const;  // payloads of all slots of a window
   size_t bytes() const;         // of the whole arena
@@ -118,6 +122,11 @@ class Arena {
 
   int fd() const { return fd_.get(); }
   const ArenaShape& shape() const { return shape_; }
+
+  // Rank: from now on pages of the windows in which it receives (its row, comm/arena_layout.h) come
+  // from the NUMA node that this thread runs on, whoever touches them first. A wish: a system that
+  // refuses it places a page where its sender runs.
+  void place_windows(int rank) const;
 
   // True once the launch is ending: every wait ends with RankError at once.
   bool aborted() const;

@@ -124,6 +124,8 @@ class TickClock {
 inline constexpr uint32_t kAwake = 0;
 inline constexpr uint32_t kSleepingForAny = 0xffffffff;
 
+inline constexpr uint64_t kStartedBarrier = 1;
+
 // The header of one chunk of a message; both sides compute it, the reader compares.
 //
 //   0  operation    8  sequence     24  offset of this chunk in its message
@@ -131,7 +133,10 @@ inline constexpr uint32_t kSleepingForAny = 0xffffffff;
 //  40  phase: 0, or 1 for the second message of an all_reduce
 //  44  element: the DataType a reduction adds, 0 for the rest
 //  46  place: where the payload lies: 0 the slot of this header, 1 + i slot i of the sender's
-//  outbox 48  counts: dispatch [tokens, results expected], combine [results, 0], others [0, 0] 64
+//      outbox
+//  48  counts: dispatch [tokens, results expected], combine [results, 0], a barrier that was
+//      started [kStartedBarrier, 0], others [0, 0]
+//  64
 struct Arena::Slot {
   Operation operation{};
   uint32_t group = 0;

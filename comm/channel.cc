@@ -24,8 +24,11 @@ const char* element_name(uint32_t element) {
 
 // "all_reduce of group 0 (#7), 64 bytes of f32".
 std::string describe(const Arena::Slot& slot) {
-  std::string text = describe_call(slot.operation, slot.group, slot.sequence);
+  const bool started = slot.operation == Operation::kBarrier && slot.counts[0] == kStartedBarrier;
+  std::string text = started ? "started " : "";
+  text += describe_call(slot.operation, slot.group, slot.sequence);
   text += fmt::format(", {} bytes{}", slot.total_bytes, element_name(slot.element));
+  if (started) return text;
   if (slot.chunk_bytes != slot.total_bytes || slot.phase != 0)
     text += fmt::format(" (phase {}, {} bytes at {})", slot.phase, slot.chunk_bytes, slot.offset);
   if (slot.counts[0] != 0 || slot.counts[1] != 0)

@@ -61,6 +61,15 @@ void ProcessGroup::barrier() {
   communicator_.leave_collective();
 }
 
+// Of messages without bytes, which keep their place among the other handles' messages; the counts
+// of barrier() are for ranks that wait at one.
+Pending ProcessGroup::start_barrier() {
+  Transfer& transfer = begin(Operation::kBarrier, DataType::kBytes, 0);
+  transfer.send_to_all(0, {});
+  for (const int peer : peer_order_) transfer.receive(0, peer, {}, Kind::kToAll);
+  return start(transfer);
+}
+
 Transfer& ProcessGroup::begin_broadcast(std::span<std::byte> data, int root) {
   TROUPE_CHECK(root >= 0 && root < size(), "root {} of {}", root, size());
   Transfer& transfer = begin(Operation::kBroadcast, DataType::kBytes, data.size());

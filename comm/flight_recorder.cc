@@ -151,18 +151,43 @@ std::optional<FlightRecord> subject(const Arena& arena, const std::vector<Record
 
 std::string ago(int64_t ns) { return fmt::format("{:.3f} s ago", static_cast<double>(ns) * 1e-9); }
 
+bool is_of_group(const FlightRecord& record, const FlightRecord& call) {
+  return record.group == call.group && record.leader == call.leader;
+}
+
+const FlightRecord* find_call(const Records& records, const FlightRecord& call) {
+  const auto found = std::ranges::find_if(records, [&](const FlightRecord& record) {
+    // The dispatch and the combine of a round have one number.
+    return is_of_group(record, call) && record.sequence == call.sequence &&
+           record.operation == call.operation;
+  });
+  return found == records.end() ? nullptr : &*found;
+}
+
 // "arrived 1.204 s ago", "left 0.001 s ago", "not arrived", "not in the group"
 std::string arrival(const Records& records, const FlightRecord& call, int64_t now) {
-  bool is_member = records.empty();  // nothing is known: it may be one that has not come
-  for (const FlightRecord& record : records) {
-    if (record.group != call.group || record.leader != call.leader) continue;
-    is_member = true;
-    // The dispatch and the combine of a round have one number.
-    if (record.sequence != call.sequence || record.operation != call.operation) continue;
-    return record.end_ns == 0 ? "arrived " + ago(now - record.start_ns)
-                              : "left " + ago(now - record.end_ns);
-  }
+  if (const FlightRecord* record = find_call(records, call))
+    return record->end_ns == 0 ? "arrived " + ago(now - record->start_ns)
+                               : "left " + ago(now - record->end_ns);
+  // Of one without records nothing is known: it may be a member that has not come.
+  const bool is_member =
+      records.empty() || std::ranges::any_of(records, [&](const FlightRecord& record) {
+        return is_of_group(record, call);
+      });
   return is_member ? "not arrived" : "not seen in it";
+}
+
+// "0-3, 7": of ascending numbers.
+std::string ranges_text(const std::vector<int>& ranks) {
+  std::string text;
+  for (size_t i = 0; i < ranks.size();) {
+    size_t end = i + 1;
+    while (end < ranks.size() && ranks[end] == ranks[end - 1] + 1) ++end;
+    text += fmt::format("{}{}", text.empty() ? "" : ", ", ranks[i]);
+    if (end - i > 1) text += fmt::format("-{}", ranks[end - 1]);
+    i = end;
+  }
+  return text;
 }
 
 std::string last_call(const Records& records, int64_t now) {
@@ -192,6 +217,25 @@ std::string flight_table(const Arena& arena, int failed_rank) {
         last_call(flights[rank], now), ago(silence_ns(arena, rank)),
         describe(arena.snapshot(rank)));
   return table;
+}
+
+std::string arrivals_text(const Arena& arena, const FlightRecord& call,
+                          std::span<const int> ranks) {
+  constexpr size_t kDescribed = 4;
+  std::vector<int> arrived, missing;
+  for (const int rank : ranks)
+    (find_call(arena.flights(rank), call) != nullptr ? arrived : missing).push_back(rank);
+  std::ranges::sort(arrived);
+  std::ranges::sort(missing);
+  std::string text = fmt::format(" Arrived: {}.", arrived.empty() ? "none" : ranges_text(arrived));
+  if (missing.empty()) return text;
+  text += " Not arrived: ";
+  for (size_t i = 0; i < std::min(missing.size(), kDescribed); ++i)
+    text += fmt::format("{}{} ({})", i == 0 ? "" : ", ", missing[i],
+                        describe(arena.snapshot(missing[i])));
+  if (missing.size() > kDescribed)
+    text += fmt::format(", and {}", ranges_text({missing.begin() + kDescribed, missing.end()}));
+  return text + ".";
 }
 
 }  // namespace troupe::comm

@@ -2,6 +2,7 @@
 // launcher can read them when the rank no longer answers.
 #pragma once
 
+#include <span>
 #include <string>
 
 #include "comm/arena.h"
@@ -35,5 +36,10 @@ class FlightRecorder {
 // -1: none failed, about a collective in which ranks wait. For people, below the line that names
 // the cause; every line ends with a newline. Empty if no collective is to blame.
 std::string flight_table(const Arena& arena, int failed_rank);
+
+// Which of `ranks` have come to that call, and what those are doing that have not, for the error of
+// a rank that is in it: " Arrived: 0-1, 3. Not arrived: 2 (decode step 14, layer 3)." Of many that
+// have not come the first few are described.
+std::string arrivals_text(const Arena& arena, const FlightRecord& call, std::span<const int> ranks);
 
 }  // namespace troupe::comm

@@ -102,7 +102,8 @@ ProcessGroup::ProcessGroup(Communicator& communicator, uint32_t id, std::vector<
   TROUPE_CHECK(std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end() &&
                    sorted.front() >= 0 && sorted.back() < communicator.world_size(),
                "group {} names a rank twice or one that does not exist", id);
-  communicator.add_group(id, sorted.front());
+  communicator.add_group(id, ranks_);
+  communicator.arena().place_windows(communicator.world_rank());
 
   for (int peer = 0; peer < size(); ++peer)
     if (peer != rank_) peer_order_.push_back(peer);

@@ -131,12 +131,12 @@ class Communicator {
   void leave_collective();
   void pause_collective();
   void resume_collective(Operation operation, uint32_t group, uint64_t sequence);
-  // A group of this rank: whose lowest world rank is `leader`.
-  void add_group(uint32_t id, int32_t leader) { leaders_.emplace_back(id, leader); }
+  // A group of this rank, with its world ranks.
+  void add_group(uint32_t id, std::span<const int> ranks);
   // "rank 1: all_gather of group 0 (#7), decode step 14: <what>".
   std::string error_text(const std::string& what) const;
-  // Publishes that text as this rank's failure, so that all ranks end, and throws it as RankError.
-  // `blamed`: the rank that did not come.
+  // Publishes that text as this rank's failure, so that all ranks end, and throws it as RankError,
+  // with a list of who has come to the collective. `blamed`: the rank that did not.
   [[noreturn]] void fail(const std::string& what, int blamed = -1) const;
   TransferQueue& transfers() const { return *transfers_; }
   // The thread that drives what this one starts; null if that is this one itself.
@@ -149,6 +149,13 @@ class Communicator {
   void abandon_comm_thread() noexcept;
 
  private:
+  struct Group {
+    uint32_t id;
+    std::vector<int> ranks;
+    int32_t leader;  // the lowest
+  };
+  const Group* find_group(uint32_t id) const;
+  std::string arrivals() const;  // to the collective that it is in
   void show_collective(Operation operation, uint32_t group, uint64_t sequence) const;
   void arrive() const;
   bool ready_soon(Condition ready, int64_t start) const;
@@ -166,8 +173,8 @@ class Communicator {
   int64_t wait_ns_ = 0;
   FlightRecorder flights_;
   std::optional<Trace> trace_;
-  std::optional<TraceSpan> collective_;                // the one it is in
-  std::vector<std::pair<uint32_t, int32_t>> leaders_;  // (group id, its lowest world rank)
+  std::optional<TraceSpan> collective_;  // the one it is in
+  std::vector<Group> groups_;
   std::unique_ptr<TransferQueue> transfers_;
   std::unique_ptr<FaultInjector> faults_;    // null: none
   std::unique_ptr<CommThread> comm_thread_;  // last, so that it ends before what it uses
@@ -235,7 +242,10 @@ class ProcessGroup {
   };
   void all_to_all_v(std::span<const std::byte> in, std::span<std::byte> out, const VCounts& counts);
 
-  // The same, started now and completed by wait(): what fits the windows is sent at once.
+  // The same, started now and completed by wait(): what fits the windows is sent at once. A rank
+  // that starts a call may meet ones that make it and wait; not so start_barrier, which is met by
+  // start_barrier alone.
+  [[nodiscard]] Pending start_barrier();
   [[nodiscard]] Pending start_broadcast(std::span<std::byte> data, int root);
   [[nodiscard]] Pending start_all_gather(std::span<const std::byte> in, std::span<std::byte> out);
   [[nodiscard]] Pending start_reduce_scatter(std::span<const float> data, std::span<float> out);

@@ -43,6 +43,7 @@ void Transfer::begin(Operation operation, uint32_t group, uint64_t sequence, Dat
   TROUPE_CHECK(!in_use());
   header_ = {.operation = operation, .group = group, .sequence = sequence};
   header_.element = static_cast<uint16_t>(element);
+  if (operation == Operation::kBarrier) header_.counts[0] = kStartedBarrier;
   bytes_ = bytes;
   several_chunks_ = false;
   reducing_ = false;

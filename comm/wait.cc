@@ -151,6 +151,18 @@ void Communicator::arrive() const {
     arena_.count_faults(struck);
 }
 
+void Communicator::add_group(uint32_t id, std::span<const int> ranks) {
+  groups_.push_back({.id = id,
+                     .ranks = {ranks.begin(), ranks.end()},
+                     .leader = *std::min_element(ranks.begin(), ranks.end())});
+}
+
+const Communicator::Group* Communicator::find_group(uint32_t id) const {
+  const auto found = std::find_if(groups_.begin(), groups_.end(),
+                                  [&](const Group& group) { return group.id == id; });
+  return found == groups_.end() ? nullptr : &*found;
+}
+
 void Communicator::show_collective(Operation operation, uint32_t group, uint64_t sequence) const {
   Activity& activity = arena_.activity(world_rank_);
   activity.group.store(group, kRelaxed);
@@ -162,9 +174,8 @@ void Communicator::enter_collective(Operation operation, uint32_t group, uint64_
                                     uint64_t bytes) {
   if (trace() != nullptr) collective_.emplace(trace(), traced(operation), 0, bytes);
   show_collective(operation, group, sequence);
-  const auto known = std::find_if(leaders_.begin(), leaders_.end(),
-                                  [&](const auto& entry) { return entry.first == group; });
-  flights_.begin(operation, group, known == leaders_.end() ? -1 : known->second, sequence, bytes);
+  const Group* known = find_group(group);
+  flights_.begin(operation, group, known == nullptr ? -1 : known->leader, sequence, bytes);
   arrive();
 }
 
@@ -262,9 +273,10 @@ void Communicator::throw_if_world_ended() const {
   if (abandoned_.load()) throw RankError(error_text("what was started is no longer wanted"));
   const int failed = arena_.first_failed_rank();
   if (failed >= 0)
-    throw RankError(error_text(
-        fmt::format("ended, because rank {} failed: {}", failed, arena_.failure(failed))));
-  if (arena_.aborted()) throw RankError(error_text("the launch is ending"));
+    throw RankError(error_text(fmt::format("ended, because rank {} failed: {}", failed,
+                                           arena_.failure(failed))) +
+                    arrivals());
+  if (arena_.aborted()) throw RankError(error_text("the launch is ending.") + arrivals());
 }
 
 void Communicator::ring(int world_rank) const {
@@ -293,7 +305,19 @@ std::string Communicator::error_text(const std::string& what) const {
 void Communicator::fail(const std::string& what, int blamed) const {
   const std::string text = error_text(what);
   arena_.publish_failure(world_rank_, text, blamed);
-  throw RankError(text);
+  throw RankError(text + arrivals());
+}
+
+std::string Communicator::arrivals() const {
+  const ActivitySnapshot here = arena_.snapshot(world_rank_);
+  const Group* group = find_group(here.group);
+  if (here.operation == Operation::kNone || group == nullptr) return "";
+  return arrivals_text(arena_,
+                       {.operation = here.operation,
+                        .group = here.group,
+                        .leader = group->leader,
+                        .sequence = here.sequence},
+                       group->ranks);
 }
 
 }  // namespace troupe::comm

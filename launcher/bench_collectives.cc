@@ -225,14 +225,7 @@ std::vector<const Op*> chosen_ops(const std::vector<std::string>& names) {
 void add_bench_collectives(CLI::App& bench) {
   CLI::App* command = bench.add_subcommand("collectives", "the collectives between rank processes");
   const auto arguments = std::make_shared<BenchArguments>();
-  command->add_option("--ranks", arguments->ranks, "numbers of ranks")
-      ->delimiter(',')
-      ->default_val(std::vector<int>{2, 4, 8});
-  command->add_option("--ops", arguments->ops, "all, or operations as in the first column")
-      ->delimiter(',')
-      ->default_val(std::vector<std::string>{"all"});
-  command->add_option("--seconds", arguments->seconds, "to spend on a row")->default_val(0.3);
-  command->add_option("--json", arguments->json, "write the rows to this file");
+  add_bench_options(*command, *arguments);
   command->callback([arguments] {
     const auto ops = chosen_ops(arguments->ops);
     run_bench(*arguments, [&](comm::Communicator& communicator, std::string& report) {

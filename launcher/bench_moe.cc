@@ -12,6 +12,7 @@
 #include <cstring>
 #include <memory>
 #include <numeric>
+#include <span>
 
 #include "base/bf16.h"
 #include "base/error.h"
@@ -25,6 +26,13 @@ namespace troupe::launcher {
 namespace {
 
 constexpr size_t kRowBytes = kBenchHidden * sizeof(Bf16);
+
+struct MoeArguments : BenchArguments {
+  std::vector<int> tokens;  // --tokens, empty: those of Op
+  // --moe-chunk-max-len. Bounded, since double routing keeps a copy of a row for each of its
+  // experts at each step.
+  int chunk_max_len = 512;
+};
 
 // [tokens * kBenchTopk] experts such that each rank gets `rows` of the tokens, spread evenly.
 std::vector<int32_t> spread_experts(int tokens, int64_t rows, int num_ranks) {
@@ -152,13 +160,14 @@ struct Op {
   const char* name;
   comm::Answer answer;
   bool double_routing;
+  std::span<const int> tokens;  // unless --tokens says others
 };
 
 // One bf16 row per (token, rank) both ways; one per (token, expert) back; the same by sorting rows
-// around all_to_all_v.
-constexpr Op kOps[] = {{"moe round", comm::Answer::kPerRank, false},
-                       {"moe round exact", comm::Answer::kPerExpert, false},
-                       {"moe round double", comm::Answer::kPerExpert, true}};
+// around all_to_all_v. The longest batch in the first form alone: the others take a minute for it.
+constexpr Op kOps[] = {{"moe round", comm::Answer::kPerRank, false, kBenchMoeTokens},
+                       {"moe round exact", comm::Answer::kPerExpert, false, kBenchTokens},
+                       {"moe round double", comm::Answer::kPerExpert, true, kBenchTokens}};
 
 std::vector<Op> chosen_ops(const std::vector<std::string>& names) {
   std::vector<Op> chosen;
@@ -174,12 +183,12 @@ std::vector<Op> chosen_ops(const std::vector<std::string>& names) {
 }
 
 std::unique_ptr<comm::MoeExchange> make_exchange(comm::ProcessGroup& group, const Op& op,
-                                                 int tokens) {
+                                                 int max_tokens) {
   const comm::MoeExchangeShape shape{.num_experts = kBenchExperts,
                                      .topk = kBenchTopk,
                                      .row_bytes = kRowBytes,
                                      .result_bytes = kRowBytes,
-                                     .max_tokens = tokens,
+                                     .max_tokens = max_tokens,
                                      .answer = op.answer};
   if (op.double_routing) return std::make_unique<comm::DoubleRouting>(group, shape);
   return std::make_unique<comm::FusedExchange>(group, shape);
@@ -187,33 +196,38 @@ std::unique_ptr<comm::MoeExchange> make_exchange(comm::ProcessGroup& group, cons
 
 // The rows of one rank; rank 0 reports them.
 void bench_rank(comm::Communicator& communicator, const std::vector<Op>& ops,
-                const std::vector<int>& token_counts, double seconds, std::string& report) {
+                const MoeArguments& arguments, std::string& report) {
   std::vector<int> ranks(communicator.world_size());
   std::iota(ranks.begin(), ranks.end(), 0);
   comm::ProcessGroup group(communicator, 0, ranks);
   for (const Op& op : ops)
-    for (const int tokens : token_counts)
+    for (const int tokens :
+         arguments.tokens.empty() ? op.tokens : std::span<const int>(arguments.tokens))
       for (const Routing routing : {Routing::kUniform, Routing::kSkewed}) {
-        const auto exchange = make_exchange(group, op, tokens);
+        const auto exchange = make_exchange(group, op, std::min(tokens, arguments.chunk_max_len));
         MoeRound round(group, *exchange, tokens, routing);
         round.check();
         const double bytes = round.bytes();
+        const BenchTimes times = measure_collective(group, arguments.seconds, [&] { round.run(); });
         append_row(report, {.op = op.name,
                             .ranks = group.size(),
                             .op_case = routing_case(tokens, routing),
                             .bytes = bytes,
-                            .times = measure_collective(group, seconds, [&] { round.run(); })});
+                            .times = times});
       }
 }
 
-void require_shapes(const std::vector<int>& ranks, const std::vector<int>& token_counts) {
+void require_shapes(const MoeArguments& arguments) {
   constexpr int kMaxTokens = 4096;
-  for (const int count : ranks)
+  for (const int count : arguments.ranks)
     if (count < 1 || kBenchExperts % count != 0)
       throw_user_error("bench moe --ranks: {} does not divide {} experts", count, kBenchExperts);
-  for (const int tokens : token_counts)
+  for (const int tokens : arguments.tokens)
     if (tokens < 1 || tokens > kMaxTokens)
       throw_user_error("bench moe --tokens: {} is not in 1 .. {}", tokens, kMaxTokens);
+  if (arguments.chunk_max_len < 1 || arguments.chunk_max_len > kMaxTokens)
+    throw_user_error("bench moe --moe-chunk-max-len: {} is not in 1 .. {}", arguments.chunk_max_len,
+                     kMaxTokens);
 }
 
 }  // namespace
@@ -221,24 +235,21 @@ void require_shapes(const std::vector<int>& ranks, const std::vector<int>& token
 void add_bench_moe(CLI::App& bench) {
   CLI::App* command =
       bench.add_subcommand("moe", "MoE dispatch and combine between rank processes");
-  const auto arguments = std::make_shared<BenchArguments>();
-  const auto tokens = std::make_shared<std::vector<int>>();
-  command->add_option("--ranks", arguments->ranks, "numbers of ranks")
-      ->delimiter(',')
-      ->default_val(std::vector<int>{2, 4, 8});
-  command->add_option("--tokens", *tokens, "tokens of each rank")
-      ->delimiter(',')
-      ->default_val(std::vector<int>(std::begin(kBenchTokens), std::end(kBenchTokens)));
-  command->add_option("--ops", arguments->ops, "all, or operations as in the first column")
-      ->delimiter(',')
-      ->default_val(std::vector<std::string>{"all"});
-  command->add_option("--seconds", arguments->seconds, "to spend on a row")->default_val(0.3);
-  command->add_option("--json", arguments->json, "write the rows to this file");
-  command->callback([arguments, tokens] {
+  const auto arguments = std::make_shared<MoeArguments>();
+  add_bench_options(*command, *arguments);
+  command
+      ->add_option("--tokens", arguments->tokens,
+                   "tokens of each rank (default: 1,8,64,512, and 4096 in \"moe round\")")
+      ->delimiter(',');
+  command
+      ->add_option("--moe-chunk-max-len", arguments->chunk_max_len,
+                   "tokens of a rank in one round, more take several")
+      ->capture_default_str();
+  command->callback([arguments] {
     const auto ops = chosen_ops(arguments->ops);
-    require_shapes(arguments->ranks, *tokens);
+    require_shapes(*arguments);
     run_bench(*arguments, [&](comm::Communicator& communicator, std::string& report) {
-      bench_rank(communicator, ops, *tokens, arguments->seconds, report);
+      bench_rank(communicator, ops, *arguments, report);
     });
   });
 }

@@ -13,6 +13,7 @@ inline constexpr int kBenchHidden = 7168;
 inline constexpr int kBenchExperts = 256;
 inline constexpr int kBenchTopk = 8;
 inline constexpr int kBenchTokens[] = {1, 8, 64, 512};
+inline constexpr int kBenchMoeTokens[] = {1, 8, 64, 512, 4096};
 
 enum class Routing { kUniform, kSkewed };  // equal odds, or Zipf(1.0) with expert 0 the likeliest
 

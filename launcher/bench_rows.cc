@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -30,6 +31,19 @@ nlohmann::json json_of(const BenchRow& row) {
 }
 
 }  // namespace
+
+void add_bench_options(CLI::App& command, BenchArguments& arguments) {
+  command.add_option("--ranks", arguments.ranks, "numbers of ranks")
+      ->delimiter(',')
+      ->default_val(std::vector<int>{2, 4, 8});
+  command.add_option("--ops", arguments.ops, "all, or operations as in the first column")
+      ->delimiter(',')
+      ->default_val(std::vector<std::string>{"all"});
+  command.add_option("--seconds", arguments.seconds, "to spend on a row")->default_val(0.3);
+  command.add_option("--json", arguments.json, "write the rows to this file");
+  command.add_flag("--comm-hugepages", arguments.huge_windows,
+                   "ask for huge pages for the windows, as runtime_config.comm_hugepages does");
+}
 
 void append_row(std::string& report, const BenchRow& row) { report += json_of(row).dump() + "\n"; }
 
@@ -78,8 +92,10 @@ void run_bench(const BenchArguments& arguments, const BenchBody& body) {
   std::vector<BenchRow> rows;
   print_header();
   for (const int ranks : arguments.ranks) {
-    const auto reports =
-        run_bench_ranks({.world_size = ranks, .comm_buffer_bytes = kWindowBytes}, kTimeout, body);
+    const auto reports = run_bench_ranks({.world_size = ranks,
+                                          .comm_buffer_bytes = kWindowBytes,
+                                          .huge_windows = arguments.huge_windows},
+                                         kTimeout, body);
     for (const BenchRow& row : rows_of(reports[0])) {
       print_row(row);
       rows.push_back(row);

@@ -7,6 +7,10 @@
 
 #include "launcher/bench_ranks.h"
 
+namespace CLI {
+class App;
+}
+
 namespace troupe::launcher {
 
 struct BenchArguments {
@@ -14,7 +18,9 @@ struct BenchArguments {
   std::vector<std::string> ops;  // --ops, {"all"} for all
   double seconds = 0.3;          // --seconds a row
   std::filesystem::path json;    // --json
+  bool huge_windows = false;     // --comm-hugepages
 };
+void add_bench_options(CLI::App& command, BenchArguments& arguments);
 
 // `op` and `op_case` are spelled as bench/peer_mpi_collectives.cc spells them, so that rows of both
 // can be joined.

@@ -37,7 +37,7 @@ class Report {
     out_ += rank_table(model_, layout_, memory_);
     write_traffic();
     write_memory();
-    write_lines("ignored on a CPU:", config_.notes);
+    write_lines("keys of an NPU:", config_.notes);
     std::vector<std::string> refused = not_runnable(config_);
     if (!model_.not_runnable.empty()) refused.push_back(model_.not_runnable);
     write_lines("run cannot do yet:", refused);

@@ -162,6 +162,9 @@ void store(const Key& key, const Setting& setting, Config& config) {
   if (!key.no_effect.empty()) {
     config.notes.push_back(fmt::format("{} has no effect on a CPU: {}", key.path(), key.no_effect));
   }
+  if (!key.note.empty() && value_text(key, config) == key.noted_value) {
+    config.notes.push_back(fmt::format("{}: {}: {}", key.path(), key.noted_value, key.note));
+  }
 }
 
 std::string divisors(int number) {

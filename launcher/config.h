@@ -31,6 +31,8 @@ struct Config {
     bool force_eplb = false;
     bool enable_profiler = false;
     bool enable_afd = false;            // custom_params
+    bool enable_superkernel = false;    // custom_params
+    bool enable_multi_streams = true;   // custom_params
     int64_t moe_chunk_max_len = 65536;  // custom_params
     int micro_batch_mode = 0;           // custom_params
   } model;
@@ -58,6 +60,7 @@ struct Config {
     bool deterministic = true;
     double comm_timeout_s = 30;
     int64_t comm_buffer_mb = 16;
+    bool comm_hugepages = false;
     CommMode comm_mode = CommMode::kInline;
     MoeDispatch moe_dispatch = MoeDispatch::kFused;
     MoePayload moe_payload = MoePayload::kAuto;

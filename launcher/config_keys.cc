@@ -105,6 +105,13 @@ Key no_effect(std::string_view why, Key key) {
   return key;
 }
 
+// What an NPU's word means here: `note` says it of `value`.
+Key noted(std::string_view value, std::string_view note, Key key) {
+  key.noted_value = value;
+  key.note = note;
+  return key;
+}
+
 std::vector<Key> model_keys() {
   using M = Config::Model;
   return {
@@ -116,12 +123,15 @@ std::vector<Key> model_keys() {
       flag(kModel, "with_ckpt", in_model<&M::with_ckpt>),
       or_auto(integer(kModel, "next_n", 0, actors::kMaxDrafts, in_model<&M::next_n>),
               Config::kAuto),
-      runs_only({"eager"},
-                choice(kModel, "exe_mode",
-                       {is("eager", ExeMode::kEager), is("graph", ExeMode::kGraph),
-                        is("ge_graph", ExeMode::kGraph), is("acl_graph", ExeMode::kGraph),
-                        is("npugraph_ex", ExeMode::kGraph)},
-                       in_model<&M::exe_mode>)),
+      noted(
+          "graph",
+          "the operations of a decode step are recorded once per batch shape and replayed without "
+          "messages between actors; prompts are read eagerly",
+          choice(kModel, "exe_mode",
+                 {is("eager", ExeMode::kEager), is("graph", ExeMode::kGraph),
+                  is("ge_graph", ExeMode::kGraph), is("acl_graph", ExeMode::kGraph),
+                  is("npugraph_ex", ExeMode::kGraph)},
+                 in_model<&M::exe_mode>)),
       flag(kModel, "force_eplb", in_model<&M::force_eplb>),
       flag(kModel, "enable_profiler", in_model<&M::enable_profiler>),
       no_effect("output goes to stdout, logs to stderr, reports to --json",
@@ -151,9 +161,10 @@ std::vector<Key> custom_keys() {
       runs_only({"0"}, integer(kCustom, "micro_batch_mode", 0, 2, in_model<&M::micro_batch_mode>)),
       runs_only({"False"}, flag(kCustom, "enable_afd", in_model<&M::enable_afd>)),
       no_effect("it has no counterpart", flag(kCustom, "enable_mla_prolog", kNowhere)),
-      no_effect("runtime_config.comm_mode: thread overlaps exchange and compute",
-                flag(kCustom, "enable_multi_streams", kNowhere)),
-      no_effect("it has no counterpart", flag(kCustom, "enable_superkernel", kNowhere)),
+      noted("True", "a shared expert is computed while rows travel to the others",
+            flag(kCustom, "enable_multi_streams", in_model<&M::enable_multi_streams>)),
+      noted("True", "with exe_mode: graph a decode step is one parallel region of a rank's threads",
+            flag(kCustom, "enable_superkernel", in_model<&M::enable_superkernel>)),
       flag(kCustom, "enable_o_proj_alltoall",
            in_parallel<&model::ParallelSizes::enable_o_proj_alltoall>),
       no_effect("the KV cache is in main memory already",
@@ -238,6 +249,7 @@ std::vector<Key> runtime_keys() {
       flag(kRuntime, "deterministic", in_runtime<&R::deterministic>),
       number(kRuntime, "comm_timeout_s", 0.1, 86400, in_runtime<&R::comm_timeout_s>),
       integer(kRuntime, "comm_buffer_mb", 1, 4096, in_runtime<&R::comm_buffer_mb>),
+      flag(kRuntime, "comm_hugepages", in_runtime<&R::comm_hugepages>),
       choice(kRuntime, "comm_mode",
              {is("inline", CommMode::kInline), is("thread", CommMode::kThread)},
              in_runtime<&R::comm_mode>),

@@ -34,10 +34,11 @@ struct Key {
   double number_min = 0, number_max = 0;  // kNumber
   std::vector<Choice> choices = {};       // kChoice; kInteger: words for a value
   Field (*field)(Config&) = nullptr;
-  int64_t (*derived)(const Config&) = nullptr;  // the one value that agrees with the other keys
-  bool divides_world = false;                   // parallel sizes
-  std::vector<std::string_view> runnable = {};  // the values `run` can do; empty: all
-  std::string_view no_effect = {};              // not empty: ignored on a CPU, and why
+  int64_t (*derived)(const Config&) = nullptr;   // the one value that agrees with the other keys
+  bool divides_world = false;                    // parallel sizes
+  std::vector<std::string_view> runnable = {};   // the values `run` can do; empty: all
+  std::string_view no_effect = {};               // not empty: ignored on a CPU, and why
+  std::string_view noted_value = {}, note = {};  // with this value: what it means on a CPU
 
   std::string path() const;      // "parallel_config.attn_tp_size"
   std::string expected() const;  // "an integer from 1 to 1024"

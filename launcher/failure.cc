@@ -133,7 +133,10 @@ Failure failure_of_words(const LaunchView& launch, int rank, const std::string& 
   if (culprit >= 0) return stopped(launch, culprit);
   const comm::ActivitySnapshot place = launch.arena.snapshot(rank);
   const std::string prefix = comm::error_prefix(rank, place);
-  const std::string detail = words.starts_with(prefix) ? words.substr(prefix.size()) : words;
+  // Without the rank's list of who has arrived: the table below the line has more of that.
+  const std::string published = launch.arena.failure(rank);
+  std::string detail = !published.empty() && words.starts_with(published) ? published : words;
+  if (detail.starts_with(prefix)) detail = detail.substr(prefix.size());
   Failure failure = about(launch, blamed >= 0 ? blamed : rank);
   failure.what = blamed >= 0 ? "did not come in time" : "failed";
   failure.detail =

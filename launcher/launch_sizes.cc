@@ -78,6 +78,7 @@ msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits
   msg::LaunchT launch;
   launch.world_size = config.parallel.world_size;
   launch.comm_buffer_bytes = static_cast<uint64_t>(config.runtime.comm_buffer_mb) << 20;
+  launch.comm_hugepages = config.runtime.comm_hugepages;
   launch.comm_timeout_ms = static_cast<int64_t>(config.runtime.comm_timeout_s * 1000);
   launch.model_path = config.model.model_path.string();
   launch.with_ckpt = config.model.with_ckpt;
@@ -114,6 +115,9 @@ msg::LaunchT describe_launch(const Config& config, const actors::SchedulerLimits
     placed.layer = layer;
     placed.experts = experts;
   }
+  launch.graph = config.model.exe_mode == ExeMode::kGraph;
+  launch.superkernel = config.model.enable_superkernel;
+  launch.multi_streams = config.model.enable_multi_streams;
   launch.faults = config.inject;
   if (!config.trace_dir.empty()) launch.trace_events = trace_events(config.parallel.world_size);
   return launch;

@@ -94,7 +94,10 @@ nlohmann::json metrics_json(int world_size, const LaunchResult& result) {
                      {"rss_mb", r.rss_mb},
                      {"pss_mb", r.pss_mb},
                      {"bytes_sent", r.bytes_sent},
-                     {"wait_ms", r.wait_ms}});
+                     {"wait_ms", r.wait_ms},
+                     {"messages", r.messages},
+                     {"graphs_recorded", r.graphs_recorded},
+                     {"graphs_replayed", r.graphs_replayed}});
   return {{"world_size", world_size},
           {"isa", layers::isa_name(layers::active_isa())},
           {"ttft_ms", m.ttft_ms},

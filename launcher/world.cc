@@ -212,7 +212,7 @@ class World::Impl {
     launch_.shared_weight_bytes = loader.shared_bytes();
     arena_.emplace(
         comm::Arena::create({world_size(), static_cast<size_t>(launch_.comm_buffer_bytes),
-                             actors::trace_shape(launch_, model)}));
+                             actors::trace_shape(launch_, model), launch_.comm_hugepages}));
     weights_fd_ = create_shared_memory("troupe-weights", loader.shared_bytes());
     const size_t kv_section = actors::kv_section_bytes(actors::kv_cache_shape(launch_, model));
     kv_fd_ = create_shared_memory("troupe-kv", kv_section * world_size());
@@ -295,6 +295,9 @@ class World::Impl {
       RankFigures figures{rank, static_cast<double>(goodbye->rss_kb()) / 1024.0,
                           static_cast<double>(goodbye->pss_kb()) / 1024.0, goodbye->bytes_sent(),
                           static_cast<double>(goodbye->wait_us()) / 1000.0};
+      figures.messages = goodbye->messages();
+      figures.graphs_recorded = goodbye->graphs_recorded();
+      figures.graphs_replayed = goodbye->graphs_replayed();
       if (goodbye->expert_load() != nullptr)
         for (const msg::LayerLoad* layer : *goodbye->expert_load())
           figures.expert_load[layer->layer()].assign(layer->rows()->begin(), layer->rows()->end());

@@ -50,6 +50,8 @@ struct RankFigures {
   double rss_mb = 0, pss_mb = 0;
   uint64_t bytes_sent = 0;
   double wait_ms = 0;
+  uint64_t messages = 0;                                  // between the rank's actors
+  uint64_t graphs_recorded = 0, graphs_replayed = 0;      // actors::StepGraphs::Counts
   std::map<int, std::vector<uint64_t>> expert_load = {};  // actors::ExpertLoad
 };
 

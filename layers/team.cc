@@ -10,14 +10,10 @@
 // has served, and sits it out.
 #include "layers/team.h"
 
-#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <climits>
 #include <utility>
 
 #include "base/error.h"
@@ -31,43 +27,8 @@ constexpr uint32_t kNumber = ~(kInside | kOpen);
 constexpr uint32_t kNextNumber = kOpen << 1;
 constexpr int kMaxThreads = 1024;
 
-// Between two operations of a step a rank does little alone; the longest pause that should not put
-// the others to sleep is an exchange with other ranks, tens of microseconds.
-constexpr int kSpins = 5000;
-constexpr int kYields = 4;
-
 // Who a wake-up is for: one futex word serves both.
 constexpr uint32_t kForWorkers = 1, kForCaller = 2;
-
-void sleep_while(std::atomic<uint32_t>& word, uint32_t value, uint32_t who) {
-  static_assert(sizeof(word) == sizeof(uint32_t));
-  ::syscall(SYS_futex, &word, FUTEX_WAIT_BITSET_PRIVATE, value, nullptr, nullptr, who);
-}
-
-void wake(std::atomic<uint32_t>& word, uint32_t who) {
-  ::syscall(SYS_futex, &word, FUTEX_WAKE_BITSET_PRIVATE, INT_MAX, nullptr, nullptr, who);
-}
-
-void pause_core() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-// Whether ready() came true before it was time to sleep.
-template <class Ready>
-bool wait_awake(bool spin, const Ready& ready) {
-  for (int i = 0; i < (spin ? kSpins : kYields); ++i) {
-    if (ready()) return true;
-    if (spin)
-      pause_core();
-    else
-      ::sched_yield();
-  }
-  return ready();
-}
 
 void pin(pthread_t thread, int cpu) {
   cpu_set_t set;
@@ -86,7 +47,8 @@ Team* current_team() { return current; }
 UseTeam::UseTeam(Team& team) : previous_(std::exchange(current, &team)) {}
 UseTeam::~UseTeam() { current = previous_; }
 
-Team::Team(const TeamOptions& options) : spin_(options.spin) {
+Team::Team(const TeamOptions& options)
+    : spin_(options.spin), phases_(options.threads, options.spin) {
   TROUPE_CHECK(1 <= options.threads && options.threads <= kMaxThreads, "{} threads",
                options.threads);
   TROUPE_CHECK(options.cpus.empty() || std::ssize(options.cpus) == options.threads,
@@ -94,7 +56,7 @@ Team::Team(const TeamOptions& options) : spin_(options.spin) {
   try {
     if (!options.cpus.empty()) pin(::pthread_self(), options.cpus[0]);
     for (int i = 1; i < options.threads; ++i) {
-      workers_.emplace_back([this] { worker_loop(); });
+      workers_.emplace_back([this, i] { worker_loop(i); });
       const pthread_t thread = workers_.back().native_handle();
       ::pthread_setname_np(thread, fmt::format("compute {}", i).c_str());
       if (!options.cpus.empty()) pin(thread, options.cpus[i]);
@@ -114,20 +76,47 @@ void Team::stop() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-void Team::run(Piece piece, const void* body, int64_t count, int64_t grain) {
-  Team* const team = std::exchange(current, nullptr);  // loops inside a piece are plain calls
-  loop_ = {piece, body, count, std::max<int64_t>(grain, 1)};
+void Team::run(const Loop& loop) {
+  // Loops inside a piece are plain calls.
+  struct Outside {
+    Team* team = std::exchange(current, nullptr);
+    ~Outside() { current = team; }
+  } outside;
+  if (phases_.is_open()) return phases_.run(loop);
+  fork(&loop);
+  work();
+  join();
+  error_.rethrow();
+}
+
+void Team::run_region(void (*body)(const void*), const void* context) {
+  if (phases_.is_open()) return body(context);
+  phases_.open();
+  fork(nullptr);
+  const auto end = [this] {
+    phases_.close();
+    join();
+  };
+  try {
+    body(context);
+  } catch (...) {
+    end();
+    throw;
+  }
+  end();
+}
+
+void Team::fork(const Loop* loop) {
+  loop_ = loop;
   next_.store(0, std::memory_order_relaxed);
   gate_.store(((gate_.load(std::memory_order_relaxed) & kNumber) + kNextNumber) | kOpen);
   // Nobody is missed: a worker counts itself among the sleepers and then looks at the gate.
   if (sleepers_.load() > 0) wake(gate_, kForWorkers);
-  work();
+}
+
+void Team::join() {
   gate_.fetch_and(~kOpen);
   wait_for_stragglers();
-  current = team;
-  if (!failed_.load(std::memory_order_relaxed)) return;
-  failed_.store(false, std::memory_order_relaxed);
-  std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
 void Team::wait_for_stragglers() {
@@ -153,13 +142,16 @@ uint32_t Team::wait_for_loop(uint32_t served) {
   return seen;
 }
 
-void Team::worker_loop() {
+void Team::worker_loop(int thread) {
   for (uint32_t served = 0;;) {
     uint32_t gate = wait_for_loop(served);
     if (stopping_.load()) return;
     if (!gate_.compare_exchange_strong(gate, gate + 1)) continue;
     served = gate & kNumber;
-    work();
+    if (loop_ != nullptr)
+      work();
+    else
+      phases_.serve(thread);
     // The last to leave a closed gate wakes a caller that did not want to spin any longer.
     const uint32_t before = gate_.fetch_sub(1);
     if ((before & (kOpen | kInside)) == 1 && caller_sleeps_.load() != 0) wake(gate_, kForCaller);
@@ -169,10 +161,10 @@ void Team::worker_loop() {
 void Team::work() noexcept {
   int64_t begin = 0, end = 0;
   try {
-    while (take(begin, end)) loop_.piece(loop_.body, begin, end);
+    while (take(begin, end)) loop_->piece(loop_->body, begin, end);
   } catch (...) {
-    next_.store(loop_.count, std::memory_order_relaxed);
-    if (!failed_.exchange(true)) error_ = std::current_exception();
+    next_.store(loop_->count, std::memory_order_relaxed);
+    error_.keep();
   }
 }
 
@@ -181,9 +173,9 @@ bool Team::take(int64_t& begin, int64_t& end) {
   const int64_t shares = 2 * int64_t{size()};
   begin = next_.load(std::memory_order_relaxed);
   do {
-    if (begin >= loop_.count) return false;
-    const int64_t grains = (loop_.count - begin) / shares / loop_.grain;
-    end = std::min(loop_.count, begin + std::max<int64_t>(grains, 1) * loop_.grain);
+    if (begin >= loop_->count) return false;
+    const int64_t grains = (loop_->count - begin) / shares / loop_->grain;
+    end = std::min(loop_->count, begin + std::max<int64_t>(grains, 1) * loop_->grain);
   } while (!next_.compare_exchange_weak(begin, end, std::memory_order_relaxed));
   return true;
 }

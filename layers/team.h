@@ -11,9 +11,11 @@
 
 #include <atomic>
 #include <cstdint>
-#include <exception>
 #include <thread>
 #include <vector>
+
+#include "layers/phases.h"
+#include "layers/team_loop.h"
 
 namespace troupe::layers {
 
@@ -30,8 +32,6 @@ struct TeamOptions {
 // too late for a loop leaves it to the others: nobody waits for a thread that has done nothing.
 class Team {
  public:
-  using Piece = void (*)(const void* body, int64_t begin, int64_t end);
-
   // Throws std::runtime_error when a thread cannot be started or pinned.
   explicit Team(const TeamOptions& options);
   ~Team();
@@ -40,27 +40,25 @@ class Team {
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // parallel_for (below) of a plain function.
-  void run(Piece piece, const void* body, int64_t count, int64_t grain);
+  // parallel_for and parallel_region (below) of plain functions.
+  void run(const Loop& loop);
+  void run_region(void (*body)(const void*), const void* context);
 
  private:
   void stop();
-  void worker_loop();
+  void fork(const Loop* loop);
+  void join();
+  void worker_loop(int thread);
   uint32_t wait_for_loop(uint32_t served);
   void wait_for_stragglers();
   void work() noexcept;
   bool take(int64_t& begin, int64_t& end);
 
-  struct Loop {
-    Piece piece = nullptr;
-    const void* body = nullptr;
-    int64_t count = 0, grain = 1;
-  };
-
   const bool spin_;
-  Loop loop_;  // written while the gate is closed and nobody is inside
-  std::exception_ptr error_;
-  std::atomic<bool> failed_{false};
+  Phases phases_;
+  // Written while the gate is closed and nobody is inside. None: a region, served by phases_.
+  const Loop* loop_ = nullptr;
+  FirstError error_;
   std::atomic<bool> stopping_{false};
   // Which loop it is, whether it may be entered, how many workers are inside (see team.cc).
   alignas(64) std::atomic<uint32_t> gate_{0};
@@ -103,9 +101,20 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
   if (count <= 0) return;
   Team* team = current_team();
   if (team == nullptr || team->size() == 1 || count <= grain) return body(int64_t{0}, count);
-  team->run(
-      [](const void* b, int64_t begin, int64_t end) { (*static_cast<const Body*>(b))(begin, end); },
-      &body, count, grain);
+  team->run({[](const void* b, int64_t begin, int64_t end) {
+               (*static_cast<const Body*>(b))(begin, end);
+             },
+             &body, count, grain});
+}
+
+// Calls body() on this thread, as one parallel region of its team: the other threads wait inside
+// for its loops and take a fixed share of each (layers/phases.h), where they would otherwise come
+// for every loop and go again. A region inside a region is part of it.
+template <class Body>
+void parallel_region(const Body& body) {
+  Team* team = current_team();
+  if (team == nullptr || team->size() == 1) return body();
+  team->run_region([](const void* b) { (*static_cast<const Body*>(b))(); }, &body);
 }
 
 }  // namespace troupe::layers

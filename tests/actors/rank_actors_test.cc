@@ -34,6 +34,7 @@ std::vector<Request> mixed_requests() {
   requests[1].seed = 5;
   requests[2].temperature = 1;
   requests[2].top_k = 20;
+  requests[3].top_log_probs = 3;
   requests[4].observe = static_cast<uint8_t>(msg::Observe::LogProbs);
   return requests;
 }
@@ -43,6 +44,13 @@ void expect_same(const LaunchOutcome& got, const LaunchOutcome& wanted) {
   for (size_t i = 0; i < got.completions.size(); ++i) {
     EXPECT_EQ(got.completions[i].tokens, wanted.completions[i].tokens) << "request " << i;
     EXPECT_EQ(got.completions[i].log_probs, wanted.completions[i].log_probs) << "request " << i;
+    const auto &found = got.completions[i].token_log_probs,
+               &expected = wanted.completions[i].token_log_probs;
+    ASSERT_EQ(found.size(), expected.size()) << "request " << i;
+    for (size_t t = 0; t < found.size(); ++t) {
+      EXPECT_EQ(found[t].chosen, expected[t].chosen) << "request " << i;
+      EXPECT_EQ(found[t].top, expected[t].top) << "request " << i;
+    }
   }
 }
 
@@ -158,13 +166,77 @@ TEST(RankActors, TensorParallelSizesChangeNoToken) {
   }
 }
 
+constexpr ExecutionOptions kGraph{.graph = true};
+constexpr ExecutionOptions kSuperkernel{.graph = true, .superkernel = true};
+
 TEST(RankActors, DecodeStepsAllocateNothing) {
-  for (const int world_size : {1, 2})
-    EXPECT_THAT(launch({.sizes = ranks(world_size), .num_drafts = 1, .threads_per_rank = 2},
-                       {request(7, 24)})
-                    .decode_allocations,
-                Each(0))
-        << world_size << " ranks";
+  for (const ExecutionOptions& execution : {ExecutionOptions{}, kGraph, kSuperkernel})
+    for (const int world_size : {1, 2})
+      EXPECT_THAT(launch({.sizes = ranks(world_size),
+                          .num_drafts = 1,
+                          .threads_per_rank = 2,
+                          .execution = execution},
+                         {request(7, 24)})
+                      .decode_allocations,
+                  Each(0))
+          << world_size << " ranks, graph " << execution.graph;
+}
+
+TEST(RankActors, RecordedStepsChangeNoToken) {
+  const std::vector<model::ParallelSizes> layouts = {ranks(1),
+                                                     ranks(4),
+                                                     {.world_size = 4,
+                                                      .attn_tp_size = 2,
+                                                      .dense_tp_size = 4,
+                                                      .moe_tp_size = 2,
+                                                      .shared_tp_size = 2}};
+  for (const model::ParallelSizes& sizes : layouts)
+    for (const ExecutionOptions& execution : {kGraph, kSuperkernel})
+      for (const int num_drafts : {0, 2}) {
+        SCOPED_TRACE(fmt::format("{} ranks, attn_tp {}, superkernel {}, {} drafts",
+                                 sizes.world_size, sizes.attn_tp_size, execution.superkernel,
+                                 num_drafts));
+        const LaunchOutcome outcome = launch({.sizes = sizes,
+                                              .num_drafts = num_drafts,
+                                              .threads_per_rank = 2,
+                                              .execution = execution},
+                                             mixed_requests());
+        expect_same(outcome, one_rank());
+        for (const LaunchOutcome::Steps& steps : outcome.steps) EXPECT_GT(steps.graphs.replayed, 0);
+      }
+}
+
+TEST(RankActors, ASharedExpertBeforeTheDispatchChangesNoToken) {
+  expect_same(launch({.sizes = ranks(2), .execution = {.multi_streams = false}}, mixed_requests()),
+              one_rank());
+}
+
+// One request: its decode steps have one shape, on the rank that has it and on the other.
+TEST(RankActors, AReplayedStepSendsNoMessage) {
+  const std::vector<Request> requests = {request(7, 24)};
+  const auto eager = launch({.sizes = ranks(2)}, requests).steps;
+  const auto graph = launch({.sizes = ranks(2), .execution = kGraph}, requests).steps;
+  for (int rank = 0; rank < 2; ++rank) {
+    SCOPED_TRACE(fmt::format("rank {}", rank));
+    ASSERT_EQ(eager[rank].decode, 23);  // the first token is the prompt's
+    EXPECT_EQ(eager[rank].graphs.recorded, 0);
+    EXPECT_EQ(eager[rank].messages, 23 * (2 * 6 + 1));  // of 6 layers, and LayersDone
+
+    EXPECT_EQ(graph[rank].graphs.recorded, 1);
+    EXPECT_EQ(graph[rank].graphs.replayed, 22);
+    EXPECT_EQ(graph[rank].replayed, 22);
+    EXPECT_EQ(graph[rank].messages_of_replays, 0);
+    EXPECT_EQ(graph[rank].messages, 2 * 6 + 1);
+  }
+}
+
+TEST(RankActors, AReplayedStepWithDraftsSendsOneMessageForEachPassOfTheMtpLayer) {
+  const LaunchOutcome::Steps steps =
+      launch({.sizes = ranks(1), .num_drafts = 2, .execution = kGraph}, {request(7, 24)}).steps[0];
+
+  ASSERT_GT(steps.replayed, 0);
+  EXPECT_GT(steps.messages_of_replays, 0);
+  EXPECT_LE(steps.messages_of_replays, 2 * steps.replayed);
 }
 
 // golden.json holds the continuation that a float32 reference makes, and what its MTP layer drafts.
@@ -177,13 +249,19 @@ TEST(RankActors, TokensAndDraftsAreThoseOfTheReference) {
   r.max_new_tokens = static_cast<int>(continuation.size());
   const auto accepted = golden["mtp_2"]["accepted"].get<std::vector<int>>();
 
-  const Completion completion =
-      launch({.sizes = ranks(2), .dtype = msg::DataType::Float32, .num_drafts = 2}, {r})
-          .completions[0];
+  for (const ExecutionOptions& execution : {ExecutionOptions{}, kGraph, kSuperkernel}) {
+    SCOPED_TRACE(fmt::format("graph {}", execution.graph));
+    const Completion completion = launch({.sizes = ranks(2),
+                                          .dtype = msg::DataType::Float32,
+                                          .num_drafts = 2,
+                                          .execution = execution},
+                                         {r})
+                                      .completions[0];
 
-  EXPECT_EQ(completion.tokens, continuation);
-  EXPECT_EQ(completion.verify_steps, std::ssize(accepted));
-  EXPECT_EQ(completion.accepted, std::accumulate(accepted.begin(), accepted.end(), 0));
+    EXPECT_EQ(completion.tokens, continuation);
+    EXPECT_EQ(completion.verify_steps, std::ssize(accepted));
+    EXPECT_EQ(completion.accepted, std::accumulate(accepted.begin(), accepted.end(), 0));
+  }
 }
 
 }  // namespace

@@ -79,6 +79,9 @@ msg::LaunchT launch_message(const LaunchOptions& options, const SchedulerLimits&
   launch.moe_double_routing = options.moe_double_routing;
   launch.moe_int8_payload = options.moe_int8_payload;
   launch.comm_thread = options.comm_thread;
+  launch.graph = options.execution.graph;
+  launch.superkernel = options.execution.superkernel;
+  launch.multi_streams = options.execution.multi_streams;
   launch.kv_blocks = limits.blocks_per_dp_rank;
   launch.kv_block_size = limits.block_size;
   launch.threads_per_rank = options.threads_per_rank;
@@ -96,20 +99,30 @@ struct World {
   Inbox to_scheduler;
   std::vector<std::exception_ptr> errors;
   std::vector<int64_t> decode_allocations;
+  std::vector<LaunchOutcome::Steps> steps;
 };
 
-// Steps until told to end, counting what decode steps allocate.
+// Steps until told to end, counting what decode steps allocate and say.
 void serve(World& world, int rank, RankActors& actors, const int64_t& allocated_by_test) {
-  int64_t decode_steps = 0;
+  LaunchOutcome::Steps& steps = world.steps[rank];
   for (;;) {
     const Bytes bytes = world.to_rank[rank].take();
     if (bytes.empty()) return;
     const msg::Envelope& envelope = verified(bytes, "the scheduler");
-    const bool counted = envelope.body_as_StepPlan()->decode() && decode_steps++ >= kStepsToWarmUp;
     const int64_t before = allocations_of_this_thread() - allocated_by_test;
+    const uint64_t messages_before = actors.messages();
     actors.run_step(envelope);
-    if (counted)
-      world.decode_allocations[rank] += allocations_of_this_thread() - allocated_by_test - before;
+    const int64_t allocated = allocations_of_this_thread() - allocated_by_test - before;
+    const uint64_t messages = actors.messages() - messages_before;
+    const bool recorded = actors.graphs().recorded != steps.graphs.recorded;
+    const bool replayed = actors.graphs().replayed != steps.graphs.replayed && !recorded;
+    steps.graphs = actors.graphs();
+    if (!envelope.body_as_StepPlan()->decode()) continue;
+    if (steps.decode++ >= kStepsToWarmUp && !recorded) world.decode_allocations[rank] += allocated;
+    steps.messages += messages;
+    if (!replayed) continue;
+    ++steps.replayed;
+    steps.messages_of_replays += messages;
   }
 }
 
@@ -140,7 +153,8 @@ void run_rank(World& world, int rank) {
                      .max_rows = world.launch.max_rows,
                      .max_sequences = world.launch.max_sequences,
                      .max_drafts = world.launch.max_drafts,
-                     .moe = moe_options(world.launch)},
+                     .moe = moe_options(world.launch),
+                     .execution = execution_options(world.launch)},
                     [&](int, std::span<const std::byte> bytes) {
                       const int64_t before = allocations_of_this_thread();
                       world.to_scheduler.put(bytes);
@@ -206,7 +220,8 @@ LaunchOutcome launch(const LaunchOptions& options, std::vector<Request> requests
               .to_rank = std::vector<Inbox>(world_size),
               .to_scheduler = {},
               .errors = std::vector<std::exception_ptr>(world_size),
-              .decode_allocations = std::vector<int64_t>(world_size)};
+              .decode_allocations = std::vector<int64_t>(world_size),
+              .steps = std::vector<LaunchOutcome::Steps>(world_size)};
 
   Mailbox mailbox(kLauncherRank, [&](int rank, std::span<const std::byte> bytes) {
     world.to_rank[rank].put(bytes);
@@ -225,6 +240,7 @@ LaunchOutcome launch(const LaunchOptions& options, std::vector<Request> requests
   for (size_t i = 0; i < num_requests; ++i)
     outcome.completions.push_back(scheduler.completion(static_cast<int>(i)));
   outcome.decode_allocations = world.decode_allocations;
+  outcome.steps = world.steps;
   return outcome;
 }
 

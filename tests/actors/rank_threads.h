@@ -3,7 +3,9 @@
 
 #include <vector>
 
+#include "actors/rank_context.h"
 #include "actors/scheduler.h"
+#include "actors/step_graph.h"
 #include "model/parallel_layout.h"
 
 namespace troupe::actors {
@@ -20,12 +22,21 @@ struct LaunchOptions {
   bool moe_double_routing = false;
   bool moe_int8_payload = false;
   bool comm_thread = false;
+  ExecutionOptions execution = {};
 };
 
 struct LaunchOutcome {
   std::vector<Completion> completions;
-  // [rank] operator new in decode steps after the first two, without what the test itself does.
+  // [rank] operator new in decode steps after the first two, without what the test itself does, and
+  // without steps that record a graph.
   std::vector<int64_t> decode_allocations;
+  struct Steps {
+    int64_t decode = 0;    // all
+    int64_t replayed = 0;  // those that record nothing, with exe_mode: graph
+    uint64_t messages = 0, messages_of_replays = 0;  // between actors
+    StepGraphs::Counts graphs;
+  };
+  std::vector<Steps> steps;  // [rank]
 };
 
 // Runs the requests on models/tiny-moe, each rank a thread with the actors of a real one. Throws

@@ -1,7 +1,13 @@
 #include "comm/arena.h"
 
 #include <gtest/gtest.h>
+#include <linux/mempolicy.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+
+#include <fstream>
 
 #include "base/error.h"
 #include "comm/arena_layout.h"
@@ -73,6 +79,76 @@ TEST(Arena, AttachRefusesAnotherShape) {
   EXPECT_THROW(Arena::attach(Fd(::dup(arena.fd())), other_size), RankError);
   EXPECT_THROW(Arena::attach(Fd(::dup(stranger.get())), arena.shape()), RankError);
   EXPECT_NO_THROW(Arena::attach(Fd(::dup(arena.fd())), same_size));
+}
+
+// The node that the kernel prefers for the page at `address`, -1: none.
+int preferred_node(const std::byte* address) {
+  int mode = -1;
+  unsigned long nodes[16] = {};
+  if (::syscall(SYS_get_mempolicy, &mode, nodes, sizeof(nodes) * 8, address, MPOL_F_ADDR) != 0)
+    return -1;
+  for (size_t node = 0; mode == MPOL_PREFERRED && node < sizeof(nodes) * 8; ++node)
+    if (nodes[node / 64] >> node % 64 & 1) return static_cast<int>(node);
+  return -1;
+}
+
+bool may_set_memory_policy() {
+  const Mapping probe = Mapping::anonymous(4096);
+  return ::syscall(SYS_mbind, probe.data(), 4096, MPOL_DEFAULT, nullptr, 0, 0) == 0;
+}
+
+TEST(Arena, WindowsOfARankInAGroupComeFromItsNodeWhoeverTouchesThem) {
+  if (!may_set_memory_policy()) GTEST_SKIP() << "the system refuses mbind";
+  Arena receiver_side = make_arena(3);
+  const Arena sender_side = Arena::attach(Fd(::dup(receiver_side.fd())), receiver_side.shape());
+  Communicator communicator(receiver_side, 1, kPatient);
+  ASSERT_EQ(preferred_node(sender_side.payload(1, 0, 0)), -1);
+
+  const ProcessGroup group(communicator, 0, {0, 1});
+
+  unsigned cpu = 0, node = 0;
+  ASSERT_EQ(::getcpu(&cpu, &node), 0);
+  for (int sender = 0; sender < 3; ++sender)
+    for (int slot = 0; slot < 2; ++slot) {
+      EXPECT_EQ(preferred_node(sender_side.payload(1, sender, slot)), static_cast<int>(node));
+      EXPECT_EQ(preferred_node(sender_side.payload(0, sender, slot)), -1);
+      EXPECT_EQ(preferred_node(sender_side.payload(2, sender, slot)), -1);
+    }
+}
+
+// The flags of the mapping that holds `address` in /proc/self/smaps.
+std::string mapping_flags(const std::byte* address) {
+  std::ifstream smaps("/proc/self/smaps");
+  bool is_here = false;
+  for (std::string line; std::getline(smaps, line);) {
+    uintptr_t begin = 0, end = 0;
+    if (std::sscanf(line.c_str(), "%lx-%lx ", &begin, &end) == 2)
+      is_here = begin <= reinterpret_cast<uintptr_t>(address) &&
+                reinterpret_cast<uintptr_t>(address) < end;
+    if (is_here && line.starts_with("VmFlags:")) return line + " ";
+  }
+  return "";
+}
+
+TEST(Arena, AsksForHugePagesForWindowsAloneAndOnlyWhereTheShapeSaysSo) {
+  const Mapping probe = Mapping::anonymous(4096);
+  if (::madvise(probe.data(), 4096, MADV_HUGEPAGE) != 0)
+    GTEST_SKIP() << "the system has no transparent huge pages";
+  const ArenaShape normal{.world_size = 2, .comm_buffer_bytes = 8 * kMiB};
+  ArenaShape huge = normal;
+  huge.huge_windows = true;
+
+  const Arena normal_arena = Arena::create(normal), huge_arena = Arena::create(huge);
+  const Arena attached = Arena::attach(Fd(::dup(huge_arena.fd())), huge);
+
+  const auto flags = [](const std::byte* address) { return mapping_flags(address); };
+  EXPECT_FALSE(contains(flags(normal_arena.payload(1, 1, 1)), " hg "));
+  for (const Arena* arena : {&huge_arena, &attached}) {
+    EXPECT_TRUE(contains(flags(arena->payload(0, 0, 0)), " hg "));
+    EXPECT_TRUE(contains(flags(arena->payload(1, 1, 1)), " hg "));
+    const auto* state = reinterpret_cast<const std::byte*>(&arena->rank_state(0));
+    EXPECT_FALSE(contains(flags(state), " hg "));
+  }
 }
 
 TEST(Arena, KeepsTheFirstFailureOfARankAndCutsALongOne) {

@@ -71,7 +71,7 @@ void run_script(Arena& arena, int world_rank, int rounds, CommMode mode = CommMo
     }
     // Two handles of any groups, with a blocking call between them and one after.
     const auto random_call = [&] {
-      const auto kind = static_cast<Kind>(1 + script() % (static_cast<uint32_t>(Kind::kCount) - 1));
+      const auto kind = static_cast<Kind>(script() % static_cast<uint32_t>(Kind::kCount));
       const size_t count = random_count(script);
       const uint64_t seed = script();
       return Call(kind, seed, count, random_group());
@@ -143,6 +143,30 @@ TEST_P(ManyRanks, EqualTheSerialModel) {
 
 INSTANTIATE_TEST_SUITE_P(WorldSizes, ManyRanks, testing::Values(32, 128));
 
+// One handle behind the other, in one group: the second must neither overtake nor disturb the
+// first.
+TEST(TwoHandlesOfAGroup, OfAnyTwoCollectivesAreBothComplete) {
+  Arena arena = make_arena(4);
+
+  const auto errors = run_threads(4, [&](int rank) {
+    Communicator communicator(arena, rank, kPatient);
+    ProcessGroup group(communicator, 0, {2, 0, 3, 1});
+    constexpr int kKinds = static_cast<int>(Kind::kCount);
+    for (int pair = 0; pair < kKinds * kKinds; ++pair) {
+      const size_t count = pair % 3 == 0 ? 3 * kSmallSlot + 5 : 40;  // several chunks, or one
+      Call first(static_cast<Kind>(pair / kKinds), pair, count, group);
+      Call second(static_cast<Kind>(pair % kKinds), pair + 1000, 41, group);
+      Pending first_pending = first.start(), second_pending = second.start();
+      first_pending.wait();
+      first.check();
+      second_pending.wait();
+      second.check();
+    }
+  });
+
+  EXPECT_EQ(errors, all_fine(4));
+}
+
 // Long vectors take another way than short ones: the sums must not show it.
 TEST(AllReduce, OfLongAndShortVectorsAddsTheSameTree) {
   for (const int world_size : {2, 3, 5, 8}) {
@@ -177,6 +201,35 @@ TEST(Barrier, NobodyLeavesBeforeTheLastHasCome) {
   });
 
   EXPECT_EQ(errors, all_fine(world_size));
+}
+
+TEST(Barrier, StartedByAllIsNotOverBeforeTheLastHasStartedIt) {
+  for (const CommMode mode : {CommMode::kInline, CommMode::kThread}) {
+    const int world_size = 5;
+    Arena arena = make_arena(world_size);
+    std::atomic<int> arrived{0}, again{0};
+
+    const auto errors = run_threads(world_size, [&](int rank) {
+      Communicator communicator(arena, rank, kPatient, {.mode = mode});
+      ProcessGroup group(communicator, 0, ranks_up_to(world_size));
+      std::mt19937 pauses(rank);
+      for (int round = 1; round <= 100; ++round) {
+        stroll(pauses);
+        ++arrived;
+        Pending first = group.start_barrier();
+        stroll(pauses);
+        ++again;
+        Pending second = group.start_barrier();
+        first.wait();
+        require(arrived >= round * world_size, "the first was over early");
+        second.wait();
+        require(again >= round * world_size, "the second was over early");
+        group.barrier();
+      }
+    });
+
+    EXPECT_EQ(errors, all_fine(world_size));
+  }
 }
 
 }  // namespace

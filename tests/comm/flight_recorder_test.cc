@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <numeric>
 #include <thread>
 
 #include "comm/arena_layout.h"
@@ -184,6 +185,27 @@ TEST(FlightTable, TellsTheCombineOfARoundFromItsDispatch) {
   EXPECT_TRUE(has(lines[1], "arrived ")) << lines[1];
   EXPECT_FALSE(has(lines[1], "not arrived")) << lines[1];
   EXPECT_TRUE(has(lines[2], "not arrived")) << lines[2];
+}
+
+TEST(Arrivals, AreListedInRangesAndOfManyMissingRanksTheFirstAreDescribed) {
+  const Arena arena = make_arena(20);
+  const FlightRecord call{
+      .operation = Operation::kAllReduce, .group = 3, .leader = 1, .sequence = 9};
+  for (const int rank : {1, 2, 3, 5}) FlightRecorder(arena, rank).begin(call.operation, 3, 1, 9, 8);
+  FlightRecorder(arena, 4).begin(Operation::kAllReduce, 3, 1, 8, 8);  // the one before
+  FlightRecorder(arena, 6).begin(Operation::kAllReduce, 3, 0, 9, 8);  // another group of that id
+  arena.activity(6).stage = Stage::kDecode;
+  arena.activity(6).step = 14;
+  arena.activity(6).layer = 3;
+  std::vector<int> group(19);
+  std::iota(group.begin(), group.end(), 1);
+
+  EXPECT_EQ(arrivals_text(arena, call, group),
+            " Arrived: 1-3, 5. Not arrived: 4 (starting), 6 (decode step 14, layer 3), "
+            "7 (starting), 8 (starting), and 9-19.");
+  EXPECT_EQ(arrivals_text(arena, call, std::vector{5, 1}), " Arrived: 1, 5.");
+  EXPECT_EQ(arrivals_text(arena, call, std::vector{6}),
+            " Arrived: none. Not arrived: 6 (decode step 14, layer 3).");
 }
 
 TEST(FlightTable, IsEmptyWhenNobodyHasCommunicated) {

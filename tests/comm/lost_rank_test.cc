@@ -77,24 +77,32 @@ std::vector<Endless> endless_calls() {
          first.wait();
          second.wait();
        }},
+      {"started_barriers",
+       [](auto& group) {
+         Pending first = group.start_barrier(), second = group.start_barrier();
+         first.wait();
+         second.wait();
+       }},
       {"fused_round", [](auto& group) { run_round<FusedExchange>(group); }},
       {"double_routing_round", [](auto& group) { run_round<DoubleRouting>(group); }},
   };
 }
 
 // Lost at a random moment of any collective: killed, or stopped, which no process can see.
-class LostRank : public testing::TestWithParam<std::tuple<Endless, int>> {};
+class LostRank : public testing::TestWithParam<std::tuple<Endless, int, CommMode>> {};
 
 TEST_P(LostRank, IsNamedByTheSurvivors) {
-  const auto& [endless, signal] = GetParam();
-  std::mt19937_64 random(std::hash<std::string_view>{}(endless.name) + static_cast<size_t>(signal));
+  const auto& [endless, signal, mode] = GetParam();
+  std::mt19937_64 random(std::hash<std::string_view>{}(endless.name) + static_cast<size_t>(signal) +
+                         1000 * static_cast<size_t>(mode));
   const int lost = static_cast<int>(random() % 4);
   const uint64_t collective = 1 + random() % 40;
   const auto later = std::chrono::microseconds(random() % 500);
   SCOPED_TRACE(fmt::format("rank {}, {} us after collective {}", lost, later.count(), collective));
   Arena arena = make_arena(4);
   Processes processes(4, [&](int rank) {
-    Communicator communicator(arena, rank, milliseconds(1000));
+    const CommOptions options{.mode = std::get<CommMode>(GetParam())};
+    Communicator communicator(arena, rank, milliseconds(1000), options);
     ProcessGroup group(communicator, 0, ranks_up_to(4));
     for (;;) std::get<Endless>(GetParam()).call(group);
   });
@@ -113,14 +121,31 @@ TEST_P(LostRank, IsNamedByTheSurvivors) {
     }
 }
 
-std::string name_of_loss(const testing::TestParamInfo<std::tuple<Endless, int>>& test) {
-  const auto& [endless, signal] = test.param;
+std::string name_of_loss(const testing::TestParamInfo<LostRank::ParamType>& test) {
+  const auto& [endless, signal, mode] = test.param;
   return fmt::format("{}_{}", endless.name, signal == SIGKILL ? "killed" : "stopped");
 }
 
 INSTANTIATE_TEST_SUITE_P(Inside, LostRank,
                          testing::Combine(testing::ValuesIn(endless_calls()),
-                                          testing::Values(SIGKILL, SIGSTOP)),
+                                          testing::Values(SIGKILL, SIGSTOP),
+                                          testing::Values(CommMode::kInline)),
+                         name_of_loss);
+
+// Those that a comm thread drives, if there is one.
+std::vector<Endless> started_calls() {
+  std::vector<Endless> calls = endless_calls();
+  std::erase_if(calls, [](const Endless& endless) {
+    const std::string_view name = endless.name;
+    return name != "handles" && name != "started_barriers" && !name.ends_with("_round");
+  });
+  return calls;
+}
+
+INSTANTIATE_TEST_SUITE_P(InsideOfACommThread, LostRank,
+                         testing::Combine(testing::ValuesIn(started_calls()),
+                                          testing::Values(SIGKILL, SIGSTOP),
+                                          testing::Values(CommMode::kThread)),
                          name_of_loss);
 
 }  // namespace

@@ -41,6 +41,35 @@ TEST(Mismatch, OfTheKindOfCallNamesBothOnEveryRank) {
   }
 }
 
+TEST(Mismatch, OfABarrierThatWasStartedAndOneThatIsWaitedForIsFound) {
+  const auto errors = mismatch([](ProcessGroup& group) {
+    if (group.rank() == 1)
+      group.start_barrier().wait();
+    else
+      group.barrier();
+  });
+
+  for (const std::string& error : errors) {
+    EXPECT_TRUE(contains(error, "started barrier of group 4 (#1)"));
+    EXPECT_TRUE(contains(error, " barrier of group 4 (#1), 0 bytes"));
+  }
+}
+
+TEST(Mismatch, OnEveryRankSaysWhoHasComeToItsCall) {
+  const auto errors = mismatch([](ProcessGroup& group) {
+    std::vector<std::byte> in(8), out(24);
+    group.communicator().enter_step(Stage::kDecode, 5);
+    if (group.rank() == 1)
+      group.all_gather(in, out);
+    else
+      group.barrier();
+  });
+
+  for (const int rank : {0, 2})
+    EXPECT_TRUE(contains(errors[rank], "Arrived: 0, 2. Not arrived: 1 (decode step 5"));
+  EXPECT_TRUE(contains(errors[1], "Arrived: 1. Not arrived: 0 (decode step 5"));
+}
+
 TEST(Mismatch, OfSizesNamesBothOnEveryRank) {
   const auto errors = mismatch([](ProcessGroup& group) {
     std::vector<float> data(group.rank() == 2 ? 65 : 64);

@@ -250,8 +250,9 @@ TEST_P(MoeLayers, EqualTheSerialModelInThreads) {
   const World world = GetParam();
   Arena arena = make_arena(world.size);
 
+  const int layers = world.size > 8 ? 8 : 24;
   const auto errors =
-      run_threads(world.size, [&](int rank) { run_layers(arena, rank, world, 24); });
+      run_threads(world.size, [&](int rank) { run_layers(arena, rank, world, layers); });
 
   EXPECT_EQ(errors, all_fine(world.size));
 }
@@ -260,8 +261,9 @@ TEST_P(MoeLayers, EqualTheSerialModelInProcesses) {
   const World world = GetParam();
   Arena arena = make_arena(world.size);
 
+  const int layers = world.size > 8 ? 8 : 12;
   const auto errors =
-      Processes(world.size, [&](int rank) { run_layers(arena, rank, world, 12); }).join();
+      Processes(world.size, [&](int rank) { run_layers(arena, rank, world, layers); }).join();
 
   EXPECT_EQ(errors, all_fine(world.size));
 }
@@ -291,7 +293,11 @@ std::vector<World> worlds() {
       {8,
        Form::kFused,
        60,
-       {.num_experts = 64, .topk = 8, .row_bytes = 7, .result_bytes = 64, .max_tokens = 99}}};
+       {.num_experts = 64, .topk = 8, .row_bytes = 7, .result_bytes = 64, .max_tokens = 99}},
+      {32,
+       Form::kFused,
+       7,
+       {.num_experts = 64, .topk = 6, .row_bytes = 40, .result_bytes = 24, .max_tokens = 3}}};
   std::vector<World> all;
   for (World world : each) {
     all.push_back(world);

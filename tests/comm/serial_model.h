@@ -140,9 +140,10 @@ class Call {
     check();
   }
 
-  // Any kind but a barrier.
   Pending start() {
     switch (kind_) {
+      case Kind::kBarrier:
+        return group_.start_barrier();
       case Kind::kBroadcast:
         return group_.start_broadcast(out_, root());
       case Kind::kAllGather:

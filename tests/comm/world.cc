@@ -58,7 +58,11 @@ Processes::Processes(int world_size, const RankBody& body) {
   }
 }
 
-void Processes::kill(int rank, int signal) { ::kill(children_[rank], signal); }
+void Processes::kill(int rank, int signal) {
+  ::kill(children_[rank], signal);
+  siginfo_t end{};
+  if (signal == SIGKILL) ::waitid(P_PID, children_[rank], &end, WEXITED | WNOWAIT);
+}
 
 std::vector<std::string> Processes::join() {
   std::vector<std::string> errors;

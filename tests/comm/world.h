@@ -30,8 +30,8 @@ std::vector<std::string> run_threads(int world_size, const RankBody& body);
 class Processes {
  public:
   Processes(int world_size, const RankBody& body);
-  void kill(int rank, int signal = SIGKILL);
-  std::vector<std::string> join();  // "killed by signal 9" for a rank that died so
+  void kill(int rank, int signal = SIGKILL);  // returns when a killed one is dead
+  std::vector<std::string> join();            // "killed by signal 9" for a rank that died so
 
  private:
   std::vector<pid_t> children_;

@@ -107,11 +107,17 @@ TEST(CheckReport, LeavesOutTheMiddleOfALargeWorld) {
 }
 
 TEST(CheckReport, ListsWhatIsIgnoredAndWhatRunRefuses) {
-  const std::string report = check_report(
-      tiny({"model_config.exe_mode=ge_graph", "model_config.platform_version=950"}), false);
+  const std::string report =
+      check_report(tiny({"model_config.exe_mode=ge_graph", "model_config.platform_version=950",
+                         "model_config.custom_params.micro_batch_mode=1"}),
+                   false);
 
   EXPECT_TRUE(contains(report, "model_config.platform_version has no effect on a CPU")) << report;
-  EXPECT_TRUE(contains(report, "run cannot do yet:\n  model_config.exe_mode: graph")) << report;
+  EXPECT_TRUE(contains(report, "model_config.exe_mode: graph: the operations of a decode step"))
+      << report;
+  EXPECT_TRUE(
+      contains(report, "run cannot do yet:\n  model_config.custom_params.micro_batch_mode: 1"))
+      << report;
   EXPECT_FALSE(contains(check_report(tiny(), false), "run cannot do yet"));
 }
 

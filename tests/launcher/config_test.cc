@@ -112,6 +112,20 @@ TEST(ReadConfig, TakesTheGraphNamesOfNpuRecipesAsGraph) {
   }
 }
 
+TEST(ReadConfig, NotesWhatAnNpusWordsMeanHereWhereTheyAreAskedFor) {
+  const auto notes = [](const char* key, const char* value) {
+    return read(kNothing, {kPath[0], fmt::format("model_config.{}={}", key, value)}).notes;
+  };
+  for (const char* key :
+       {"custom_params.enable_superkernel", "custom_params.enable_multi_streams"}) {
+    ASSERT_EQ(notes(key, "True").size(), 1u);
+    EXPECT_TRUE(notes(key, "True")[0].starts_with(fmt::format("model_config.{}: True: ", key)));
+    EXPECT_TRUE(notes(key, "False").empty());
+  }
+  EXPECT_TRUE(notes("exe_mode", "acl_graph")[0].starts_with("model_config.exe_mode: graph: "));
+  EXPECT_TRUE(notes("exe_mode", "eager").empty());
+}
+
 TEST(ReadConfig, AcceptsASectionWhoseKeysAreAllCommentedOut) {
   EXPECT_EQ(error_of("data_config:\n  # seed: 1\nmodel_config:\n  model_path: m\n"), "accepted");
 }

@@ -77,8 +77,11 @@ TEST(Recipes, FillTheStruct) {
   EXPECT_EQ(config.parallel.moe_ep_size(), 128);
   EXPECT_EQ(config.scheduler.batch_size, 256);
   EXPECT_EQ(config.scheduler.max_prefill_tokens, 65536);
-  EXPECT_EQ(config.notes.size(), 4u);  // cache compile, MLA prolog, multi streams, super kernel
-  EXPECT_EQ(config.notes[0],
+  EXPECT_TRUE(config.model.enable_multi_streams);
+  EXPECT_FALSE(config.model.enable_superkernel);
+  EXPECT_EQ(config.notes.size(), 4u);  // graph, cache compile, MLA prolog, multi streams
+  EXPECT_TRUE(config.notes[0].starts_with("model_config.exe_mode: graph: "));
+  EXPECT_EQ(config.notes[1],
             "model_config.enable_cache_compile has no effect on a CPU: nothing is compiled while a "
             "model runs");
 }

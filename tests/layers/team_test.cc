@@ -1,11 +1,14 @@
 #include "layers/team.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <sched.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <mutex>
 #include <numeric>
 #include <set>
@@ -24,30 +27,45 @@ namespace {
 
 using std::chrono::milliseconds;
 
-// Both ways of waiting are tried, whatever this machine has cores for.
-class AnyTeam : public testing::TestWithParam<bool> {
- protected:
-  TeamOptions options(int threads) const { return {.threads = threads, .spin = GetParam()}; }
+struct Manner {
+  bool spin;
+  bool region;  // all loops of a test in one parallel_region
 };
-INSTANTIATE_TEST_SUITE_P(Waits, AnyTeam, testing::Bool(),
-                         [](const auto& test) { return test.param ? "Spinning" : "Sleeping"; });
+
+// Both ways of waiting are tried, whatever this machine has cores for, and both of sharing.
+class AnyTeam : public testing::TestWithParam<Manner> {
+ protected:
+  TeamOptions options(int threads) const { return {.threads = threads, .spin = GetParam().spin}; }
+  static void run(const std::function<void()>& loops) {
+    GetParam().region ? parallel_region(loops) : loops();
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Waits, AnyTeam,
+                         testing::Values(Manner{false, false}, Manner{true, false},
+                                         Manner{false, true}, Manner{true, true}),
+                         [](const auto& test) {
+                           return fmt::format("{}{}", test.param.spin ? "Spinning" : "Sleeping",
+                                              test.param.region ? "InARegion" : "");
+                         });
 
 TEST_P(AnyTeam, VisitsEveryPartOnceWhateverItsSize) {
   for (const int threads : {1, 2, 3, 8}) {
     Team team(options(threads));
     const UseTeam use(team);
-    for (const int64_t count : {0, 1, 2, 7, 64, 1000}) {
-      for (const int64_t grain : {1, 3, 64, 2000}) {
-        std::vector<int> visits(count);
+    run([&] {
+      for (const int64_t count : {0, 1, 2, 7, 64, 1000}) {
+        for (const int64_t grain : {1, 3, 64, 2000}) {
+          std::vector<int> visits(count);
 
-        parallel_for(count, grain, [&](int64_t begin, int64_t end) {
-          EXPECT_EQ(begin % grain, 0);
-          for (int64_t i = begin; i < end; ++i) ++visits[i];
-        });
+          parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+            EXPECT_EQ(begin % grain, 0);
+            for (int64_t i = begin; i < end; ++i) ++visits[i];
+          });
 
-        EXPECT_EQ(std::ranges::count(visits, 1), count) << threads << " threads, grain " << grain;
+          EXPECT_EQ(std::ranges::count(visits, 1), count) << threads << " threads, grain " << grain;
+        }
       }
-    }
+    });
   }
 }
 
@@ -59,12 +77,14 @@ TEST_P(AnyTeam, SeesWhatTheLoopBeforeHasWritten) {
   std::vector<int64_t> from(kSize), to(kSize);
 
   // Every part reads one that another thread may have written.
-  for (int loop = 0; loop < kLoops; ++loop) {
-    parallel_for(kSize, 10, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) to[i] = from[(i + 150) % kSize] + 1;
-    });
-    std::swap(from, to);
-  }
+  run([&] {
+    for (int loop = 0; loop < kLoops; ++loop) {
+      parallel_for(kSize, 10, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) to[i] = from[(i + 150) % kSize] + 1;
+      });
+      std::swap(from, to);
+    }
+  });
 
   EXPECT_EQ(std::ranges::count(from, kLoops), kSize);
 }
@@ -77,12 +97,14 @@ TEST_P(AnyTeam, SharesALoopAmongItsThreads) {
   std::atomic<int> inside{0};
 
   // Nobody leaves a part before all three threads have taken one.
-  parallel_for(3, 1, [&](int64_t, int64_t) {
-    {
-      const std::lock_guard lock(mutex);
-      threads.insert(std::this_thread::get_id());
-    }
-    for (++inside; inside < 3;) std::this_thread::yield();
+  run([&] {
+    parallel_for(3, 1, [&](int64_t, int64_t) {
+      {
+        const std::lock_guard lock(mutex);
+        threads.insert(std::this_thread::get_id());
+      }
+      for (++inside; inside < 3;) std::this_thread::yield();
+    });
   });
 
   EXPECT_EQ(threads.size(), 3u);
@@ -92,16 +114,18 @@ TEST_P(AnyTeam, SharesALoopAmongItsThreads) {
 TEST_P(AnyTeam, WakesThreadsThatHaveGoneToSleep) {
   Team team(options(2));
   const UseTeam use(team);
-  for (int loop = 0; loop < 3; ++loop) {
-    std::this_thread::sleep_for(milliseconds(20));
-    std::atomic<int> inside{0};
+  run([] {
+    for (int loop = 0; loop < 3; ++loop) {
+      std::this_thread::sleep_for(milliseconds(20));
+      std::atomic<int> inside{0};
 
-    parallel_for(2, 1, [&](int64_t, int64_t) {
-      for (++inside; inside < 2;) std::this_thread::yield();
-    });
+      parallel_for(2, 1, [&](int64_t, int64_t) {
+        for (++inside; inside < 2;) std::this_thread::yield();
+      });
 
-    EXPECT_EQ(inside, 2);
-  }
+      EXPECT_EQ(inside, 2);
+    }
+  });
 }
 
 TEST_P(AnyTeam, RunsALoopInsideAPieceInPlace) {
@@ -109,12 +133,14 @@ TEST_P(AnyTeam, RunsALoopInsideAPieceInPlace) {
   const UseTeam use(team);
   std::atomic<int64_t> sum{0};
 
-  parallel_for(4, 1, [&](int64_t begin, int64_t end) {
-    EXPECT_EQ(current_team(), nullptr);
-    const auto outer = std::this_thread::get_id();
-    parallel_for(100, 1, [&](int64_t first, int64_t last) {
-      EXPECT_EQ(std::this_thread::get_id(), outer);
-      sum += (last - first) * (end - begin);
+  run([&] {
+    parallel_for(4, 1, [&](int64_t begin, int64_t end) {
+      EXPECT_EQ(current_team(), nullptr);
+      const auto outer = std::this_thread::get_id();
+      parallel_for(100, 1, [&](int64_t first, int64_t last) {
+        EXPECT_EQ(std::this_thread::get_id(), outer);
+        sum += (last - first) * (end - begin);
+      });
     });
   });
 
@@ -130,15 +156,67 @@ TEST_P(AnyTeam, ThrowsAPiecesExceptionInTheCallerAndGoesOn) {
   };
 
   try {
-    parallel_for(100, 1, throwing);
+    run([&] { parallel_for(100, 1, throwing); });
     ADD_FAILURE() << "nothing was thrown";
   } catch (const std::runtime_error& error) {
     EXPECT_STREQ(error.what(), "part 77");
   }
 
+  EXPECT_EQ(current_team(), &team);
   std::atomic<int64_t> visited{0};
-  parallel_for(100, 1, [&](int64_t begin, int64_t end) { visited += end - begin; });
+  run([&] { parallel_for(100, 1, [&](int64_t begin, int64_t end) { visited += end - begin; }); });
   EXPECT_EQ(visited, 100);
+}
+
+TEST(ParallelRegion, GivesAThreadTheSameShareOfEveryLoop) {
+  Team team({.threads = 3});
+  const UseTeam use(team);
+  std::array<std::array<std::thread::id, 3>, 4> takers;
+
+  parallel_region([&] {
+    for (auto& takers_of_loop : takers) {
+      std::atomic<int> inside{0};
+      // Nobody leaves a share before all have begun theirs, so no share is taken over.
+      parallel_for(30, 10, [&](int64_t begin, int64_t end) {
+        EXPECT_EQ(end, begin + 10);
+        takers_of_loop[begin / 10] = std::this_thread::get_id();
+        for (++inside; inside < 3;) std::this_thread::yield();
+      });
+    }
+  });
+
+  EXPECT_EQ(takers[0][0], std::this_thread::get_id());
+  for (const auto& takers_of_loop : takers) EXPECT_EQ(takers_of_loop, takers[0]);
+}
+
+TEST(ParallelRegion, InsideAnotherIsPartOfIt) {
+  Team team({.threads = 2});
+  const UseTeam use(team);
+  std::atomic<int64_t> visited{0};
+  const auto loop = [&] {
+    parallel_for(100, 1, [&](int64_t begin, int64_t end) { visited += end - begin; });
+  };
+
+  parallel_region([&] {
+    parallel_region(loop);
+    loop();
+  });
+  loop();
+
+  EXPECT_EQ(visited, 300);
+}
+
+TEST(ParallelRegion, ThatItsBodyLeavesByAnExceptionIsClosed) {
+  Team team({.threads = 2});
+  const UseTeam use(team);
+
+  EXPECT_THROW(parallel_region([] { throw std::runtime_error("a rank is gone"); }),
+               std::runtime_error);
+
+  // The loops of a region are cut in fixed shares, those of none in many pieces.
+  std::atomic<int> pieces{0};
+  parallel_for(100, 1, [&](int64_t, int64_t) { ++pieces; });
+  EXPECT_GT(pieces, 2);
 }
 
 TEST(Team, IsUsedByItsOwnThreadAlone) {

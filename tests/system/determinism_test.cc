@@ -111,6 +111,12 @@ TEST_P(SameBits, WhenWindowsAreSmallerThanTheMessages) {
   expect_no_influence("runtime_config", "comm_buffer_mb", {1}, 16);
 }
 
+TEST_P(SameBits, WhetherTheSharedExpertComesBesideTheDispatchOrBeforeIt) {
+  json before = config(4);
+  before["model_config"]["custom_params"]["enable_multi_streams"] = false;
+  expect_same_dump(dump(config(1)), dump(before));
+}
+
 TEST_P(SameBits, ForAnyThreadsOfARank) {
   expect_no_influence("runtime_config", "threads_per_rank", {2, 3}, 2);
 }
@@ -173,6 +179,20 @@ TEST_P(SameTokens, OnAnyNumberOfRanksWithAnyBatch) {
       json changed = config(world_size);
       changed["scheduler_config"]["batch_size"] = batch_size;
       changed["model_config"]["next_n"] = batch_size == 1 ? 1 : 0;
+      EXPECT_EQ(tokens(changed), expected);
+    }
+}
+
+TEST_P(SameTokens, WhenStepsAreRecordedAndReplayed) {
+  const auto expected = tokens(config());
+  for (const int world_size : {1, 4})
+    for (const bool superkernel : {false, true}) {
+      SCOPED_TRACE(fmt::format("{} ranks, superkernel {}", world_size, superkernel));
+      json changed = config(world_size);
+      changed["model_config"].update({{"exe_mode", "graph"}, {"next_n", world_size == 1 ? 0 : 2}});
+      changed["model_config"]["custom_params"]["enable_superkernel"] = superkernel;
+      changed["runtime_config"]["threads_per_rank"] = 2;
+      changed["scheduler_config"]["batch_size"] = 3;
       EXPECT_EQ(tokens(changed), expected);
     }
 }

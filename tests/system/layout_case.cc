@@ -72,7 +72,13 @@ std::vector<Ids> OneRank::tokens(const json& config, int next_n, bool sampled) c
 bool OneRank::same_tokens(const Layout& layout, int next_n) {
   const bool sampled = next_n % 2 == 1;
   if (!tokens_.contains(sampled)) tokens_[sampled] = tokens(case_.config, 0, sampled);
-  return tokens(with_layout(case_.config, layout), next_n, sampled) == tokens_[sampled];
+  json config = with_layout(case_.config, layout);
+  if (next_n == 1 || next_n == 2) config["model_config"]["exe_mode"] = "graph";
+  if (next_n == 2) {
+    config["model_config"]["custom_params"]["enable_superkernel"] = true;
+    config["runtime_config"]["threads_per_rank"] = 2;
+  }
+  return tokens(config, next_n, sampled) == tokens_[sampled];
 }
 
 double OneRank::logits_difference(const json& config) const {

@@ -30,7 +30,8 @@ class OneRank {
   // Tensors of the score dump that are not the same bits on the layout.
   std::vector<std::string> differing_tensors(const Layout& layout) const;
   // Whether `next_n` drafts (odd: tokens are sampled, even: the most likely) yield the same tokens
-  // on the layout as one rank without drafts.
+  // on the layout as one rank without drafts whose exe_mode is eager. With 1 and 2 drafts steps are
+  // recorded and replayed, with 2 as one region of two threads.
   bool same_tokens(const Layout& layout, int next_n);
   int max_next_n() const { return case_.has_mtp ? 3 : 1; }
   // Largest relative L2 difference of any token's logits.

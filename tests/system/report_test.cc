@@ -155,7 +155,27 @@ TEST(Report, HasTimesOfTheRunAndFiguresOfEveryRank) {
     EXPECT_GT(figures.at("rss_mb").get<double>(), figures.at("pss_mb").get<double>());
     EXPECT_GT(figures.at("bytes_sent").get<int64_t>(), 0);
     EXPECT_GE(figures.at("wait_ms").get<double>(), 0);
+    EXPECT_GT(figures.at("messages").get<int64_t>(), 0);
+    EXPECT_EQ(figures.at("graphs_recorded"), 0);
+    EXPECT_EQ(figures.at("graphs_replayed"), 0);
   }
+}
+
+TEST(Report, CountsRecordedAndReplayedStepsAndTheMessagesTheyDoWithout) {
+  const auto rank_of = [](const std::string& exe_mode) {
+    json config = configuration(tiny_moe(), 1, "bfloat16");
+    config["model_config"]["exe_mode"] = exe_mode;
+    config["scheduler_config"]["max_new_tokens"] = 9;
+    return generate(config, {{0, 5, 9}})["metrics"]["ranks"][0];
+  };
+
+  const json eager = rank_of("eager"), graph = rank_of("ge_graph");
+
+  // A prefill step and 8 of decoding; 13 messages each for 6 layers.
+  EXPECT_EQ(eager["messages"], 9 * 13);
+  EXPECT_EQ(graph["messages"], 2 * 13);
+  EXPECT_EQ(graph["graphs_recorded"], 1);
+  EXPECT_EQ(graph["graphs_replayed"], 7);
 }
 
 // Of what several ranks hold alike there is one copy.
