@@ -187,10 +187,11 @@ std::map<std::string, int64_t> read_counts(const char* path) {
   return counts;
 }
 
-int compare(const std::map<std::string, int64_t>& counts, const char* path) {
+int compare(const std::map<std::string, int64_t>& stored_counts) {
   constexpr double kMost = 1.02;
+  const std::map<std::string, int64_t> counts = count_all();
   int grown = 0;
-  for (const auto& [name, stored] : read_counts(path)) {
+  for (const auto& [name, stored] : stored_counts) {
     const auto found = counts.find(name);
     if (found == counts.end()) continue;
     const double ratio = static_cast<double>(found->second) / static_cast<double>(stored);
@@ -206,8 +207,13 @@ int compare(const std::map<std::string, int64_t>& counts, const char* path) {
 
 int main(int argc, char** argv) {
   using namespace troupe::layers;
-  const auto counts = count_all();
-  if (argc == 3 && std::string(argv[1]) == "--compare") return compare(counts, argv[2]);
-  for (const auto& [name, count] : counts) fmt::print("{:>9}  {}\n", count, name);
-  return 0;
+  try {
+    if (argc == 3 && std::string(argv[1]) == "--compare") return compare(read_counts(argv[2]));
+    if (argc > 1) throw troupe::UserError("count_instructions [--compare FILE]");
+    for (const auto& [name, count] : count_all()) fmt::print("{:>9}  {}\n", count, name);
+    return 0;
+  } catch (const troupe::UserError& error) {
+    fmt::print(stderr, "{}\n", error.what());
+    return 2;
+  }
 }
