@@ -271,10 +271,10 @@ flatbuffers::Offset<msg::SequencePlan> Scheduler::sequence_plan(const Sequence& 
         r.logit_bias.size(), [&](size_t i, msg::TokenBias* out) {
           *out = msg::TokenBias(r.logit_bias[i].first, r.logit_bias[i].second);
         });
-  return msg::CreateSequencePlan(
-      b, static_cast<uint32_t>(s.id), static_cast<int32_t>(s.first), tokens, s.num_drafts, s.sample,
-      s.sample ? -1 : s.tokens[s.first + s.count], table, &sampling, seen, bias, window_table,
-      copies);
+  return msg::CreateSequencePlan(b, static_cast<uint32_t>(s.id), static_cast<int32_t>(s.first),
+                                 tokens, s.num_drafts, s.sample,
+                                 s.sample ? -1 : s.tokens[s.first + s.count], table, &sampling,
+                                 seen, bias, window_table, copies);
 }
 
 void Scheduler::send_plans() {
