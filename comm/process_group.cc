@@ -122,7 +122,8 @@ ProcessGroup::~ProcessGroup() {
 Transfer& ProcessGroup::begin(Operation operation, DataType element, uint64_t bytes) {
   const auto free = std::find_if(transfers_.begin(), transfers_.end(),
                                  [](const auto& transfer) { return !transfer->in_use(); });
-  TROUPE_CHECK(free != transfers_.end(), "more than two collectives of group {} in flight", id_);
+  TROUPE_CHECK(free != transfers_.end(), "more than two handles and a blocking call of group {}",
+               id_);
   (*free)->begin(operation, id_, next_sequence_++, element, bytes);
   return **free;
 }

@@ -187,7 +187,8 @@ class Communicator {
 enum class DataType : uint8_t { kBytes, kF32, kBf16, kInt8 };
 size_t element_size(DataType type);
 
-// Several collectives of one group may be in flight (at most two); wait in the order of start.
+// Several collectives of one group may be in flight (two handles, and a blocking call beside
+// them); wait in the order of start.
 // Does not outlive its group. One destroyed before wait() leaves the rank unable to communicate:
 // its buffers may be gone.
 class Pending {

@@ -1,6 +1,7 @@
 // Every collective against a serial model.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <random>
@@ -11,20 +12,23 @@
 namespace troupe::comm {
 namespace {
 
-// The groups a rank of the script is in: the world, the world backwards, its half.
-std::vector<std::unique_ptr<ProcessGroup>> groups_of(Communicator& communicator) {
+// The groups a rank of the script is in: the world, the world backwards, and its part of the world
+// cut at random, in random order.
+std::vector<std::unique_ptr<ProcessGroup>> groups_of(Communicator& communicator, int seed) {
   const int n = communicator.world_size();
   const std::vector<int> world = ranks_up_to(n);
-  const int half = (n + 1) / 2;
-  const bool upper = communicator.world_rank() >= half;
+  std::mt19937 random(n + seed);
+  std::vector<int> shuffled = world;
+  std::shuffle(shuffled.begin(), shuffled.end(), random);
+  const auto cut = shuffled.begin() + 1 + static_cast<int>(random() % n);
+  const bool upper = std::find(cut, shuffled.end(), communicator.world_rank()) != shuffled.end();
   std::vector<std::unique_ptr<ProcessGroup>> groups;
   groups.push_back(std::make_unique<ProcessGroup>(communicator, 0, world));
   groups.push_back(std::make_unique<ProcessGroup>(communicator, 1,
                                                   std::vector<int>(world.rbegin(), world.rend())));
   groups.push_back(std::make_unique<ProcessGroup>(
       communicator, upper ? 3 : 2,
-      upper ? std::vector<int>(world.begin() + half, world.end())
-            : std::vector<int>(world.begin(), world.begin() + half)));
+      upper ? std::vector<int>(cut, shuffled.end()) : std::vector<int>(shuffled.begin(), cut)));
   return groups;
 }
 
@@ -56,7 +60,7 @@ void stroll(std::mt19937& random) {
 // The same random calls on every rank, with a rank's own pauses between them.
 void run_script(Arena& arena, int world_rank, int rounds, CommMode mode = CommMode::kInline) {
   Communicator communicator(arena, world_rank, kPatient, {.mode = mode});
-  const auto groups = groups_of(communicator);
+  const auto groups = groups_of(communicator, rounds);
   std::mt19937 script(7 + communicator.world_size());
   std::mt19937 pauses(world_rank);
   const auto random_group = [&]() -> ProcessGroup& { return *groups[script() % groups.size()]; };

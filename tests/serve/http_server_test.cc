@@ -155,6 +155,10 @@ TEST_F(HttpServerTest, AClientThatTakesNothingIsGivenUpAfterTheWriteTime) {
   client.send("GET /stream HTTP/1.1\r\nHost: h\r\n\r\n");
   wait_until([&] { return feed_.alive == 1; });
   feed(std::string(size_t{64} << 20, 'x'));
+  wait_until([&] {
+    const std::lock_guard lock(feed_.mutex);
+    return feed_.text.empty();
+  });
   feed("more");
   EXPECT_EQ(get(port(), "/echo").status, 200);
   wait_until([&] { return feed_.alive == 0; });

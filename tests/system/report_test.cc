@@ -178,7 +178,8 @@ TEST(Report, CountsRecordedAndReplayedStepsAndTheMessagesTheyDoWithout) {
   EXPECT_EQ(graph["graphs_replayed"], 7);
 }
 
-// Of what several ranks hold alike there is one copy.
+// Of what several ranks hold alike there is one copy: a further rank costs far less than the 18 MB
+// of the weights. (Differences, since pages of the program count less while other tests run it.)
 TEST(Report, EightRanksTakeLittleMoreMemoryThanOne) {
   const auto memory = [](int world_size) {
     double mb = 0;
@@ -187,7 +188,7 @@ TEST(Report, EightRanksTakeLittleMoreMemoryThanOne) {
     for (const json& rank : metrics.at("ranks")) mb += rank.at("pss_mb").get<double>();
     return mb;
   };
-  EXPECT_LT(memory(8), 2.5 * memory(1));
+  EXPECT_LT((memory(8) - memory(1)) / 7, 18.0 / 4);
 }
 
 // Nor does the kernel keep the checkpoint beside the packed weights.
