@@ -27,7 +27,11 @@ constexpr size_t kCollectiveBytes = size_t{8} << 20, kCollectiveRecordBytes = 42
 constexpr size_t kTraceBytes = size_t{4} << 20, kTraceRecordBytes = 420;
 constexpr size_t kMostTraceEvents = 256;  // of a rank
 
-double ms_between(int64_t ns, int64_t now_ns) { return static_cast<double>(now_ns - ns) * 1e-6; }
+// Times of a trace are converted from ticks, which is right to a fraction of a millisecond in a
+// short launch: what seems to lie ahead has just happened.
+double ms_between(int64_t ns, int64_t now_ns) {
+  return std::max(0.0, static_cast<double>(now_ns - ns) * 1e-6);
+}
 
 json collective_json(const comm::FlightRecord& record, int64_t now_ns) {
   const auto ms_ago = [&](int64_t ns) { return ms_between(ns, now_ns); };
